@@ -1,0 +1,3 @@
+"""Random vector fields."""
+
+from bayesode.models.fields.mlp import BayesianMLP as BayesianMLP

@@ -1,0 +1,4 @@
+"""From a drawn field and initial state to a path."""
+
+from bayesode.models.solvers.fixed_grid import FixedGridSolver as FixedGridSolver
+from bayesode.models.solvers.ode import ODESolver as ODESolver
