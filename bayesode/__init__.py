@@ -8,6 +8,9 @@ from bayesode.errors import DataError as DataError
 from bayesode.errors import FitError as FitError
 from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
+from bayesode.inference.elbo import elbo_terms as elbo_terms
+from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
+from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs
 from bayesode.models.dynamical import DynamicalModel as DynamicalModel
 from bayesode.models.fields import BayesianMLP as BayesianMLP
@@ -16,5 +19,9 @@ from bayesode.models.likelihoods import GaussianLikelihood as GaussianLikelihood
 from bayesode.models.likelihoods import LogNormalLikelihood as LogNormalLikelihood
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers import ODESolver as ODESolver
+from bayesode.plan import FitPlan as FitPlan
+from bayesode.plan import plan as plan
+from bayesode.runs import load as load
+from bayesode.systems import neural_ode as neural_ode
 from bayesode.trajectories import Trajectories as Trajectories
 from bayesode.units import Units as Units

@@ -121,10 +121,16 @@ class DynamicalModel(PyroModule):
         )
         return initial, field, observe
 
-    def solve(self, field: VectorField, values: Values, trajectories: Trajectories) -> Solution:
-        """The path of drawn local values {"x0": ..., "path.*": ...}."""
+    def solve(
+        self,
+        field: VectorField,
+        values: Values,
+        trajectories: Trajectories,
+        solver: Solver | None = None,
+    ) -> Solution:
+        """The path of drawn local values {"x0": ..., "path.*": ...}, by another solver if given."""
         start, times = self.units.dimensionless_times(trajectories)
-        return self.solver.solve(field, values["x0"], start, times, **unnest("path", values))
+        return (solver or self.solver).solve(field, values["x0"], start, times, **unnest("path", values))
 
     def global_priors(self) -> Priors:
         """Every global site and its prior, in the order of drawing."""

@@ -77,6 +77,11 @@ class _NoiseScale(nn.Module):
         """Values as a smoother may see them, in dimensionless units."""
         return self.units.to_state(values)
 
+    def starting_values(self, noise: Tensor) -> dict[str, Tensor]:
+        """Values of the own sites for a noise estimate (dim,) in dimensionless units."""
+        scale = noise * self._data_scale(self.units).to(noise)
+        return {"noise_scale": scale.mean(-1, keepdim=True) if self.config["shared"] else scale}
+
 
 class GaussianLikelihood(_NoiseScale):
     """Values are the state in users' units plus normal noise; `noise_scale` is latent.

@@ -100,11 +100,30 @@ class FixedGridSolver:
             times: Shape (series, time), dimensionless, none before the start.
             noise: None for an ODE.
         """
-        step, num_stages, _ = METHODS[self.method]
         lengths, begins, reached = substeps(start, times, self.step)
-        lengths = lengths.to(x0.dtype).T.unsqueeze(-1)  # (substep, series, 1)
-        begins = begins.to(x0.dtype).T.unsqueeze(-1)
-        bound = self.max_state
+        states, is_alive = self.walk(field, x0, begins, lengths)
+        path = _gather(torch.stack(states, -2), reached)
+        num_evaluations = lengths.shape[-1] * METHODS[self.method][1]
+        return Solution(path, num_evaluations, ~is_alive.squeeze(-1))
+
+    def walk(
+        self, field: VectorField, x0: Tensor, begins: Tensor, lengths: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Take given steps.
+
+        Args:
+            field: The drawn vector field.
+            x0: Shape (*draws, series, state).
+            begins: Time at which each step begins, shape (series, substep).
+            lengths: Shape (series, substep).
+
+        Returns:
+            The states before the first and after every step, and whether a trajectory is inside
+            the bound at the end, shape (*draws, series, 1).
+        """
+        step, bound = METHODS[self.method][0], self.max_state
+        lengths = lengths.to(x0.dtype).mT.unsqueeze(-1)  # (substep, series, 1)
+        begins = begins.to(x0.dtype).mT.unsqueeze(-1)
         is_alive = (x0.abs() <= bound).all(-1, keepdim=True)
         x, states = x0, [x0]
         for t, h in zip(begins.unbind(), lengths.unbind(), strict=True):
@@ -113,8 +132,7 @@ class FixedGridSolver:
             # NaN compares False: an undefined state freezes too
             x = torch.where(is_alive, moved, x.detach())
             states.append(x)
-        path = _gather(torch.stack(states, -2), reached)
-        return Solution(path, len(lengths) * num_stages, ~is_alive.squeeze(-1))
+        return states, is_alive
 
     def __call__(
         self, field: VectorField, x0: Tensor, start: Tensor, times: Tensor, **noise: Tensor

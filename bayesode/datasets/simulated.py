@@ -1,0 +1,191 @@
+"""Simulated data: a known system, solved by scipy and seen through noise at chosen times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Generator, Tensor
+
+from bayesode.datasets.arguments import check_whole, choose_missing, choose_times, noise_scales
+from bayesode.errors import DataError, SolverError
+from bayesode.trajectories import Trajectories
+
+RTOL, ATOL = 1e-9, 1e-10  # far below any noise, and an independent check of our own solvers
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Simulated data and the truth behind them.
+
+    Args:
+        observed: With noise and missing entries, float32, values (series, time, state).
+        truth: Noise-free path at the same times, complete, float64 as it was integrated.
+        noise_scale: Standard deviation of the noise, shape (state,), float64, units of the state.
+        parameters: Constants of the system.
+    """
+
+    observed: Trajectories
+    truth: Trajectories
+    noise_scale: Tensor
+    parameters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class System:
+    """A system to simulate.
+
+    Args:
+        derivative: `derivative(*state, **parameters)`, one array (series,) per component in and
+            out; plain arithmetic, so that it takes tensors too.
+        names: Names of the components.
+        parameters: Constants of the derivative.
+        draw_initial: `draw_initial(num_series, generator)`, x(0) of shape (series, state), float32.
+        horizon: Usual end of the observations, in units of time.
+        noise_scale: Usual standard deviation of the noise.
+    """
+
+    derivative: Callable[..., tuple[Any, ...]]
+    names: tuple[str, ...]
+    parameters: dict[str, float]
+    draw_initial: Callable[[int, Generator], Tensor]
+    horizon: float
+    noise_scale: float
+
+
+def uniform_initial(low: float, high: float, dim: int) -> Callable[[int, Generator], Tensor]:
+    """The law U(low, high)^dim of initial states, as `System.draw_initial`.
+
+    Example:
+        >>> law = uniform_initial(1.0, 5.0, 2)
+        >>> law(3, torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 2])
+    """
+
+    def draw(num_series: int, generator: Generator) -> Tensor:
+        unit = torch.rand(num_series, dim, generator=generator, dtype=torch.float32)
+        return low + (high - low) * unit
+
+    return draw
+
+
+def simulate(
+    system: System,
+    *,
+    num_series: int,
+    num_times: int,
+    seed: int,
+    noise_scale: Any,
+    times: Any,
+    missing: float,
+    horizon: float | None,
+) -> Simulated:
+    """Noisy observations of several series of a system that start at time 0.
+
+    The initial states are drawn first: neither times nor noise nor missing entries change them.
+
+    Args:
+        system: Equations, law of x(0), usual horizon and noise.
+        num_series: Number of series, each with its own initial state.
+        num_times: Number of times of each series; without effect for times of one's own.
+        seed: Decides everything random; the global random state is not touched.
+        noise_scale: Standard deviation of the Gaussian noise, one number or one per component;
+            None for the system's own.
+        times: None or "regular" (equally spaced over [0, horizon], shared), "irregular" (each
+            series its own: 0, sorted uniform times, horizon), or times >= 0, shape (time,) or
+            (series, time).
+        missing: Fraction in [0, 1) of the single numbers that are missing completely at random,
+            rounded to a whole number of them; every series keeps at least one.
+        horizon: Last time; None for the system's own. Not with times of one's own.
+
+    Returns:
+        Observations, truth at the same times, noise scale and constants.
+
+    Raises:
+        DataError: For arguments out of range, or times before 0, repeated or not sorted.
+        ShapeError: If times or noise_scale do not fit the number of series or components.
+        SolverError: If scipy cannot integrate the system to the last time.
+
+    Source: scipy's `solve_ivp`, DOP853 (Hairer, Norsett and Wanner 1993, section II.5).
+
+    Example:
+        >>> decay = System(
+        ...     lambda x, rate: (-rate * x,),
+        ...     ("x",),
+        ...     {"rate": 1.0},
+        ...     uniform_initial(1.0, 1.0, 1),
+        ...     2.0,
+        ...     0.1,
+        ... )
+        >>> data = simulate(
+        ...     decay,
+        ...     num_series=1,
+        ...     num_times=3,
+        ...     seed=0,
+        ...     noise_scale=0.0,
+        ...     times=None,
+        ...     missing=0.0,
+        ...     horizon=None,
+        ... )
+        >>> data.observed.values.flatten()  # 1, exp(-1), exp(-2)
+        tensor([1.0000, 0.3679, 0.1353])
+    """
+    check_whole("num_series", num_series, least=1)
+    check_whole("seed", seed)
+    if horizon is not None and times is not None and not isinstance(times, str):
+        raise DataError("give either times of your own or horizon=, not both.")
+    end = system.horizon if horizon is None else horizon
+    usual = system.noise_scale if noise_scale is None else noise_scale
+    scale = noise_scales(usual, len(system.names))
+    generator = Generator().manual_seed(int(seed))
+    x0 = system.draw_initial(int(num_series), generator)
+    grid = choose_times(times, int(num_series), num_times, end, generator)
+    question = Trajectories(  # checks times of the user's own before they are used
+        grid, None, series=tuple(range(len(x0))), names=system.names, start=torch.zeros(len(x0))
+    )
+    shape = torch.Size([*question.grid.shape, len(system.names)])
+    noise = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    is_missing = choose_missing(shape, missing, generator)
+    path = _paths(system, x0, question.times)
+    seen = torch.where(is_missing, torch.nan, path + noise).to(torch.float32)
+    observed, truth = (
+        Trajectories(grid, values, names=question.names, start=question.start)
+        for values in (seen, path)
+    )
+    return Simulated(observed, truth, scale, dict(system.parameters))
+
+
+def _paths(system: System, x0: Tensor, grid: Tensor) -> Tensor:
+    """Shape (series, time, state); one call for all series if they share times, else one each."""
+    if grid.dim() == 1:
+        return _integrate(system, x0, grid)
+    rows = [_integrate(system, x0[row : row + 1], times) for row, times in enumerate(grid)]
+    return torch.cat(rows)
+
+
+def _integrate(system: System, x0: Tensor, times: Tensor) -> Tensor:
+    num_series, dim = x0.shape
+
+    def derivative(_: float, state: np.ndarray) -> np.ndarray:
+        components = state.reshape(dim, num_series)
+        return np.concatenate(system.derivative(*components, **system.parameters))
+
+    solution = solve_ivp(
+        derivative,
+        (0.0, times[-1].item() or 1.0),  # over an empty span scipy returns no state at all
+        x0.double().T.numpy().ravel(),
+        method="DOP853",
+        t_eval=times.numpy(),
+        rtol=RTOL,
+        atol=ATOL,
+    )
+    if not solution.success:
+        raise SolverError(
+            f"scipy stopped before t = {times[-1].item():g}: {solution.message} Ask for a shorter "
+            "horizon or earlier times."
+        )
+    return torch.from_numpy(solution.y.reshape(dim, num_series, -1)).permute(1, 2, 0).contiguous()

@@ -1,0 +1,149 @@
+"""The predictive ensemble: draws of paths and values in users' units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bayesode import scores
+from bayesode.errors import DataError, ShapeError
+from bayesode.models.contracts import Observe
+from bayesode.trajectories import Trajectories
+from bayesode.units import Units
+
+
+class Ensemble:
+    """Draws of the posterior predictive at the asked times.
+
+    Failed draws (frozen because they left the model's bound) are kept in the arrays and left out
+    of means, quantiles and scores; `share_failed` tells how many there are.
+
+    Args:
+        trajectories: What was asked.
+        path: Dimensionless paths, shape (draws, series, time, state).
+        observe: How the draws are seen.
+        failed: Shape (draws, series).
+        values: Noisy draws in users' units, shape (draws, series, time, *event).
+        units: Of the model.
+        train: The data of the fit.
+        solver_error: Computes the solver's error when asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        trajectories: Trajectories,
+        path: Tensor,
+        observe: Observe,
+        failed: Tensor,
+        values: Tensor,
+        units: Units,
+        train: Trajectories,
+        solver_error: Callable[[], float],
+    ) -> None:
+        self.trajectories, self.path, self.observe = trajectories, path, observe
+        self.failed, self.values, self.units, self.train = failed, values, units, train
+        self._solver_error = solver_error
+
+    def __repr__(self) -> str:
+        draws, series, times = self.path.shape[:3]
+        return (
+            f"Ensemble({draws} draws x {series} series x {times} times, "
+            f"{self.share_failed:.1%} failed)"
+        )
+
+    @property
+    def times(self) -> Tensor:
+        """Asked times in the unit of the data, shape (time,) or (series, time)."""
+        return self.trajectories.times
+
+    @property
+    def transform(self) -> str:
+        """Scale on which the state is dimensionless: "identity" or "log"."""
+        return self.units.transform
+
+    @cached_property
+    def states(self) -> Tensor:
+        """Paths in users' units, shape (draws, series, time, state)."""
+        return self.units.to_users(self.path)
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """What would be observed without noise, shape (draws, series, time, *event)."""
+        return self.observe.signal(self.path)
+
+    @property
+    def share_failed(self) -> float:
+        """Share of the draws (of all series) that failed."""
+        return self.failed.double().mean().item()
+
+    @cached_property
+    def solver_error(self) -> float:
+        """Root mean square distance to a tight solve, in units of the noise, on a few draws.
+
+        Above .1 the numerical error is no longer small beside the noise: take a smaller step.
+        """
+        return self._solver_error()
+
+    # ---- summaries ---------------------------------------------------------------------------------
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean of the signal over the draws, shape (series, time, *event)."""
+        valid = self._valid(self.signal)
+        return torch.where(valid, self.signal, 0.0).sum(0) / valid.sum(0)
+
+    @cached_property
+    def median(self) -> Tensor:
+        """Median of the values: the point forecast, shape (series, time, *event)."""
+        return self.quantile(0.5)[0]
+
+    def quantile(self, levels: float | Sequence[float], *, of: str = "values") -> Tensor:
+        """Quantiles over the draws, shape (levels, series, time, ...).
+
+        Args:
+            levels: Between 0 and 1.
+            of: "values" (with noise), "signal" or "states".
+        """
+        wanted = torch.as_tensor(levels, dtype=self.path.dtype).reshape(-1)
+        if not ((wanted >= 0) & (wanted <= 1)).all():
+            raise DataError(f"quantile levels lie between 0 and 1, not {levels}.")
+        return scores.quantile(self._of(of), wanted.tolist(), ~self.failed)
+
+    def interval(self, level: float = 0.9, *, of: str = "values") -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the central interval, each (series, time, ...)."""
+        low, high = self.quantile([(1 - level) / 2, (1 + level) / 2], of=of)
+        return low, high
+
+    def log_prob(self, test: Trajectories) -> Tensor:
+        """Log likelihood of single observations given each draw, (draws, series, time, *event).
+
+        Args:
+            test: Observed at the times that were asked; 0 where a value is missing.
+
+        Raises:
+            DataError: If `test` has other series or times than were asked.
+        """
+        if test.values is None or test.mask is None:
+            raise DataError("scores need observed values; this is a question without values.")
+        asked = self.trajectories
+        if test.series != asked.series or test.grid.shape != asked.grid.shape:
+            raise ShapeError(
+                f"scores need data at the series and times of the ensemble ({asked!r}), not "
+                f"{test!r}; predict(train.at(test))."
+            )
+        if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
+            raise DataError("the data's times are not those of the ensemble: predict(train.at(test)).")
+        with torch.no_grad():
+            law = self.observe(self.path, test.mask)
+            return law.base_dist.log_prob(test.values.to(self.path.dtype))  # type: ignore
+
+    def _of(self, name: str) -> Tensor:
+        if name not in ("values", "signal", "states"):
+            raise DataError(f"of= must be 'values', 'signal' or 'states', not {name!r}.")
+        return getattr(self, name)
+
+    def _valid(self, draws: Tensor) -> Tensor:
+        return ~self.failed.view(*self.failed.shape, *[1] * (draws.dim() - 2))

@@ -1,0 +1,205 @@
+"""What a fit maximises: `elbo_terms` for our guides, Pyro's ELBO for any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor
+
+from bayesode.errors import FitError
+from bayesode.inference.elbo import elbo_terms
+from bayesode.inference.warm_start import UNFITTED_SCALE, Start, find_start
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+
+CREATE_PLATES = (
+    "give it the model's plate, for example AutoNormal(model, create_plates=lambda data: "
+    "data.plate()), or fit without batch_size."
+)
+
+
+class Objective(Protocol):
+    """One way to the ELBO."""
+
+    def warm_start(self, train: Trajectories) -> Start | None:
+        """Put the guide near the data."""
+        ...
+
+    def prepare(self, batch: Trajectories, num_particles: int) -> None:
+        """Make the parameters and check that guide and model fit together."""
+        ...
+
+    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+        """A differentiable estimate of the negative ELBO, a scalar."""
+        ...
+
+    def parameters(self) -> list[Tensor]:
+        """Everything that is optimised."""
+        ...
+
+    default_num_steps: int
+    default_learning_rate: float
+
+    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        """Torch optimisers over all parameters."""
+        ...
+
+    def before_step(self, batch: Trajectories) -> None:
+        """Called between backward and step."""
+        ...
+
+    def status(self) -> dict[str, str]:
+        """Figures for the progress bar."""
+        ...
+
+
+def objective_for(model: DynamicalModel, guide: Any, *, is_minibatch: bool) -> Objective:
+    """The objective that a guide runs on."""
+    if hasattr(guide, "posteriors"):
+        return TermsObjective(model, guide, is_minibatch)
+    return PyroObjective(model, guide, is_minibatch)
+
+
+class TermsObjective:
+    """`elbo_terms`, for guides that declare their posteriors."""
+
+    default_num_steps = 300  # 100 suffice after the warm start, more change nothing
+    default_learning_rate = 0.05  # in units of each location's own posterior scale
+
+    def __init__(self, model: DynamicalModel, guide: Any, is_minibatch: bool) -> None:
+        self.model, self.guide, self.is_minibatch = model, guide, is_minibatch
+        self.num_evaluations = 0
+
+    def warm_start(self, train: Trajectories) -> Start | None:
+        start = find_start(self.model, train)
+        for site, value in start.values.items():
+            self.guide.set_site(site, value, start.scales[site])
+        return start
+
+    def prepare(self, batch: Trajectories, num_particles: int) -> None:
+        pass
+
+    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+        terms = elbo_terms(self.model, self.guide, batch, num_particles=num_particles)
+        if terms.solution is not None:
+            self.num_evaluations = terms.solution.num_evaluations
+        return -terms.elbo
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.guide.parameters())
+
+    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        if not self.is_minibatch:
+            return [make([{"params": self.parameters(), "lr": learning_rate}])]
+        # Rows that a batch does not visit must not move: Adam's momentum would carry them on.
+        own = self.guide.row_parameters()
+        rows = {id(parameter) for parameter in own}
+        shared = [p for p in self.parameters() if id(p) not in rows]
+        shared_optimizer = make([{"params": shared, "lr": learning_rate}])
+        return [shared_optimizer, torch.optim.SparseAdam(own, lr=learning_rate)]
+
+    def before_step(self, batch: Trajectories) -> None:
+        if not self.is_minibatch:
+            return
+        rows = self.guide.rows(batch)
+        for parameter in self.guide.row_parameters():
+            gradient = parameter.grad[rows]
+            parameter.grad = torch.sparse_coo_tensor(
+                rows[None], gradient, parameter.shape, check_invariants=False
+            )
+
+    def status(self) -> dict[str, str]:
+        shown = {"evaluations": str(self.num_evaluations)}
+        if "likelihood.noise_scale" in self.guide.supports:
+            noise = self.guide.location("likelihood.noise_scale").exp().mean()
+            shown["noise"] = f"{noise.item():.3g}"
+        return shown
+
+
+class PyroObjective:
+    """Pyro's `Trace_ELBO`, for autoguides and hand-written guides."""
+
+    default_num_steps = 1000
+    default_learning_rate = 1e-3  # absolute: larger steps throw stiff weights off the fit
+    scale_ratio = 30  # parameters named scale move faster: they start at a guess
+
+    def __init__(self, model: DynamicalModel, guide: Any, is_minibatch: bool) -> None:
+        if is_minibatch and isinstance(guide, AutoContinuous):
+            raise FitError(
+                f"{type(guide).__name__} has one joint law for all series and cannot be fitted by "
+                "minibatches: leave batch_size out, or take MeanFieldGuide."
+            )
+        self.model, self.guide, self.is_minibatch = model, guide, is_minibatch
+        self._parameters: dict[str, Tensor] = {}
+
+    def warm_start(self, train: Trajectories) -> Start | None:
+        if not isinstance(self.guide, AutoGuide) or self.guide.prototype_trace is not None:
+            return None
+        start = find_start(self.model, train)
+        dtype = train.values.dtype  # type: ignore[union-attr]
+        values = {site: value.to(dtype) for site, value in start.values.items()}
+        self.guide.init_loc_fn = init_to_value(values=values)  # type: ignore[attr-defined]
+        if hasattr(self.guide, "_init_scale"):
+            self.guide._init_scale = UNFITTED_SCALE
+        self.guide(train)  # the first call makes the parameters: with every series, not a batch
+        return start
+
+    def prepare(self, batch: Trajectories, num_particles: int) -> None:
+        self._check_plates(batch)
+        with pyro.poutine.trace(param_only=True) as capture:
+            self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
+        self._parameters = {
+            name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()
+        }
+        if not self._parameters:
+            raise FitError("the guide has no parameters: nothing can be fitted.")
+
+    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+        return self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._parameters.values())
+
+    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        fast = [p for name, p in self._parameters.items() if "scale" in name]
+        slow = [p for name, p in self._parameters.items() if "scale" not in name]
+        groups = [(slow, learning_rate), (fast, self.scale_ratio * learning_rate)]
+        return [make([{"params": p, "lr": rate} for p, rate in groups if p])]
+
+    def before_step(self, batch: Trajectories) -> None:
+        pass
+
+    def status(self) -> dict[str, str]:
+        return {}
+
+    def _elbo(self, num_particles: int) -> Trace_ELBO:
+        return Trace_ELBO(
+            num_particles=num_particles,
+            vectorize_particles=num_particles > 1,
+            max_plate_nesting=1,
+        )
+
+    def _check_plates(self, batch: Trajectories) -> None:
+        """The guide must take the rows that the batch has."""
+        trace = pyro.poutine.trace(self.guide).get_trace(batch)
+        plate = trace.nodes.get("trajectories")
+        if plate is None:
+            local = trace.nodes.get("x0")
+            if self.is_minibatch and local is not None:
+                raise FitError(
+                    "in a minibatch the guide draws x0 outside the plate 'trajectories' of the "
+                    f"model: {CREATE_PLATES}"
+                )
+            return
+        if not torch.equal(torch.as_tensor(plate["value"]), batch.index):
+            raise FitError(
+                f"in a minibatch the guide takes the series {plate['value'].tolist()[:5]} where the "
+                f"model has {batch.index.tolist()[:5]}: {CREATE_PLATES}"
+            )

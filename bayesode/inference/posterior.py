@@ -1,0 +1,225 @@
+"""What a fit returns: draws, predictions, an account of the ELBO, files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from bayesode.errors import DataError
+from bayesode.inference import arviz, storage
+from bayesode.inference.elbo import ELBOTerms, elbo_terms, sample_sites
+from bayesode.inference.ensemble import Ensemble
+from bayesode.inference.guides import is_local
+from bayesode.inference.randomness import seeded
+from bayesode.models.contracts import Observe
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.models.solvers import ODESolver
+from bayesode.trajectories import Trajectories
+
+MAX_NUMBERS = 20_000_000  # of states in one chunk of a prediction: 160 MB in float64
+ERROR_DRAWS, ERROR_SERIES = 8, 16
+LARGEST_SOLVER_ERROR = 0.1  # of the noise
+
+
+class Posterior:
+    """A fitted model.
+
+    Args:
+        model: The fit's own copy of the model.
+        guide: The fit's own copy of the guide, with what was learned.
+        train: The data of the fit.
+        history: What happened during the fit.
+        settings: How it was made, plain values.
+        state: Pyro's parameter store of the fit.
+    """
+
+    def __init__(
+        self,
+        model: DynamicalModel,
+        guide: Any,
+        train: Trajectories,
+        *,
+        history: Any,
+        settings: dict[str, Any],
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.guide, self.train = model, guide, train
+        self.history, self.settings, self.state = history, settings, dict(state or {})
+
+    def __repr__(self) -> str:
+        return f"Posterior({self.settings.get('engine')}, {self.train!r})"
+
+    # ---- draws -----------------------------------------------------------------------------------
+    def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws of every site in users' units: {site: (draws, *event)}, x0 (draws, series, state)."""
+        with self._active(seed):
+            values = self._sample(self.train, num_draws)
+        raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
+        return raw | {"x0": self.model.units.to_users(values["x0"])}
+
+    def predict(
+        self,
+        trajectories: Trajectories,
+        *,
+        num_draws: int = 200,
+        seed: int | None = None,
+        solver: Any = None,
+    ) -> Ensemble:
+        """The predictive ensemble at the times of a question.
+
+        Args:
+            trajectories: Which series at which times: `train.at(times)`, or any trajectories with
+                the fit's labels and starts.
+            num_draws: Draws of weights, initial states and noise.
+            seed: Same seed, same draws; None takes one from torch's generator.
+            solver: In place of the model's own. A network fitted through a solver has learned that
+                solver: change it only to measure its error.
+
+        Raises:
+            DataError: For an unknown series, another start, or times before it.
+        """
+        self._check_question(trajectories)
+        if num_draws < 1:
+            raise DataError(f"num_draws must be positive, not {num_draws}.")
+        question = trajectories.to(self.train.start.device)
+        with self._active(seed):
+            values = self._sample(question, num_draws)
+            _, field, observe = self.model.build(values, question)
+            path, failed = self._solve(values, question, solver)
+            drawn = observe(path, None).sample()
+        return Ensemble(
+            trajectories=question,
+            path=path,
+            observe=observe,
+            failed=failed,
+            values=drawn,
+            units=self.model.units,
+            train=self.train,
+            solver_error=lambda: self._solver_error(values, question, path, observe),
+        )
+
+    def _solve(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Paths of all draws in one solve, or in few if they would not fit into memory."""
+        num_draws = len(values["x0"])
+        size = values["x0"][0].numel() * max(question.times.shape[-1], 1)
+        chunk = max(1, min(num_draws, MAX_NUMBERS // max(size, 1)))
+        parts = []
+        for first in range(0, num_draws, chunk):
+            some = {site: value[first : first + chunk] for site, value in values.items()}
+            _, field, _ = self.model.build(some, question)
+            parts.append(self.model.solve(field, some, question, solver))
+        return torch.cat([p.path for p in parts]), torch.cat([p.failed for p in parts])
+
+    @torch.no_grad()
+    def _solver_error(
+        self, values: dict[str, Tensor], question: Trajectories, path: Tensor, observe: Observe
+    ) -> float:
+        rows = torch.arange(min(ERROR_SERIES, question.num_series), device=path.device)
+        some = {
+            site: value[:ERROR_DRAWS][:, rows] if is_local(site) else value[:ERROR_DRAWS]
+            for site, value in values.items()
+        }
+        tight = ODESolver("dopri5", rtol=1e-8, atol=1e-8)
+        wide = {site: value.to(torch.float64) for site, value in some.items()}
+        reference, _ = self._solve(wide, question.rows(rows), tight)
+        own = path[:ERROR_DRAWS, rows]
+        site_values = {s.removeprefix("likelihood."): v for s, v in some.items()}
+        information = self.model.likelihood.fisher(own, site_values)
+        distance = (own - reference)[..., : information.shape[-1]]
+        error = (distance.square() * information).mean().sqrt().item()
+        if error > LARGEST_SOLVER_ERROR:
+            warnings.warn(
+                f"the solver's error is {error:.2g} of the noise; take a smaller step.",
+                stacklevel=3,
+            )
+        return error
+
+    def elbo_terms(self, *, num_particles: int = 64, seed: int | None = 0) -> ELBOTerms:
+        """The terms of the ELBO on the training data, nats.
+
+        Raises:
+            DataError: If the guide does not declare its posteriors (Pyro's and your own).
+        """
+        if not hasattr(self.guide, "posteriors"):
+            raise DataError(
+                f"the guide {type(self.guide).__name__} does not declare its posteriors, so its ELBO "
+                "has no terms; history.elbo has the estimates of the fit."
+            )
+        with self._active(seed):
+            return elbo_terms(self.model, self.guide, self.train, num_particles=num_particles)
+
+    # ---- out -------------------------------------------------------------------------------------
+    def to_arviz(
+        self, trajectories: Trajectories | None = None, *, num_draws: int = 500, seed: int = 0
+    ) -> Any:
+        """ArviZ data: posterior, posterior_predictive, observed_data, log_likelihood.
+
+        Args:
+            trajectories: The data to look at, the training data by default.
+            num_draws: In one chain. They are independent draws of an approximation, so R-hat and
+                effective sample sizes mean nothing.
+            seed: Of the draws.
+
+        Returns:
+            `arviz.InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x).
+        """
+        data = self.train if trajectories is None else trajectories
+        return arviz.inference_data(
+            self.predict(data, num_draws=num_draws, seed=seed),
+            self.draws(num_draws, seed=seed),
+            data,
+            self.model.labels(),
+            self.train,
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run to a folder as plain numbers; `bayesode.load(folder)` reads it.
+
+        Raises:
+            DataError: If the folder holds something else than a run, or cannot be written.
+        """
+        return storage.save(self, Path(folder))
+
+    # ---- inside ----------------------------------------------------------------------------------
+    @contextmanager
+    def _active(self, seed: int | None) -> Iterator[None]:
+        with seeded(seed), pyro.get_param_store().scope(dict(self.state)), torch.no_grad():
+            yield
+
+    def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        if hasattr(self.guide, "posteriors"):
+            return sample_sites(
+                self.guide.posteriors(question), num_draws, question.num_series
+            )[0]
+        with pyro.plate("draws", num_draws, dim=-2):
+            trace = pyro.poutine.trace(self.guide).get_trace(self.train)
+        sites = [*self.model.global_priors(), "x0"]
+        values = {site: trace.nodes[site]["value"] for site in sites}
+        rows = self.train.positions(question.series)
+        shapes = {s: [num_draws, self.train.num_series if is_local(s) else 1] for s in sites}
+        values = {
+            s: v.expand(*shapes[s], *v.shape[2:]) if v.dim() > 2 else v for s, v in values.items()
+        }
+        return values | {"x0": values["x0"][:, rows]}
+
+    def _check_question(self, question: Trajectories) -> None:
+        if hasattr(self.guide, "rows"):
+            self.guide.rows(question)
+        rows = self.train.positions(question.series)
+        difference = (question.start.to(self.train.start) - self.train.start[rows]).abs()
+        if (difference > 1e-9 * self.model.units.time_unit).any():
+            row = int(difference.argmax())
+            raise DataError(
+                f"series {question.series[row]!r} starts at {question.start[row].item():g} in the "
+                f"question and at {self.train.start[rows[row]].item():g} in the fit; ask with "
+                "train.at(times), which keeps the start."
+            )

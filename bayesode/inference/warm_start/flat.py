@@ -1,0 +1,99 @@
+"""All random numbers of a field as one unconstrained vector with a normal prior."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from bayesode.models.contracts import VectorField, resolve
+from bayesode.models.dynamical import median
+
+NUM_DRAWS = 1000  # for the sd of an unconstrained prior without a closed form
+
+
+@dataclass(frozen=True, eq=False)
+class FlatField:
+    """A random field as a function of one vector, in float64.
+
+    Args:
+        field: The random part.
+        sites: Per site its bijection from unconstrained numbers, and its shape.
+        mean: Prior mean of the vector, shape (num_numbers,).
+        sd: Prior sd of the vector, shape (num_numbers,).
+    """
+
+    field: nn.Module
+    sites: dict[str, tuple[Any, torch.Size]]
+    mean: Tensor
+    sd: Tensor
+
+    @classmethod
+    def of(cls, field: nn.Module) -> FlatField:
+        """The flat form of a field.
+
+        Priors are normal in unconstrained coordinates: exactly so for Normal and LogNormal, by
+        the sd of draws for others; a prior that depends on another site is taken at its median.
+        """
+        field = copy.deepcopy(field).double()
+        values: dict[str, Tensor] = {}
+        sites, means, sds = {}, [], []
+        for site, prior in field.priors().items():  # type: ignore[operator]
+            law: Any = resolve(prior, values)
+            values[site] = median(law)
+            bijection = biject_to(law.support)
+            sites[site] = bijection, values[site].shape
+            draws = bijection.inv(_draws(law))
+            means.append(bijection.inv(values[site]).flatten())
+            exact = _normal_sd(law)
+            sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
+        return cls(field, sites, torch.cat(means), torch.cat(sds))
+
+    def build(self, vector: Tensor) -> VectorField:
+        """The field of a vector (num_numbers,)."""
+        return self.field.build(self.unpack(vector), None)  # type: ignore[operator]
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Values per site of a vector."""
+        pieces = vector.split([shape.numel() for _, shape in self.sites.values()])
+        return {
+            site: bijection(piece.view(shape))
+            for piece, (site, (bijection, shape)) in zip(pieces, self.sites.items(), strict=True)
+        }
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The vector of values per site."""
+        return torch.cat(
+            [self.sites[site][0].inv(values[site].to(self.mean)).flatten() for site in self.sites]
+        )
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector (as of scales) cut into sites, without bijection."""
+        pieces = vector.split([shape.numel() for _, shape in self.sites.values()])
+        return {
+            site: piece.view(shape)
+            for piece, (site, (_, shape)) in zip(pieces, self.sites.items(), strict=True)
+        }
+
+    def random_start(self) -> Tensor:
+        """A third of a prior draw around the mean: zero weights would be a saddle point."""
+        return self.mean + self.sd * torch.randn_like(self.mean) / 3
+
+
+def _draws(law: Any) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return law.sample(torch.Size([NUM_DRAWS]))
+
+
+def _normal_sd(law: Any) -> Tensor | None:
+    """Sd in unconstrained coordinates where it is known: of Normal and LogNormal."""
+    while hasattr(law, "base_dist") and not hasattr(law, "transforms"):
+        law = law.base_dist
+    is_known = isinstance(law, torch.distributions.Normal | torch.distributions.LogNormal)
+    return law.scale if is_known else None

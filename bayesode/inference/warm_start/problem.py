@@ -1,0 +1,274 @@
+"""Trajectory fits as least squares: over states with process noise, and over the path itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.models.solvers.fixed_grid import FixedGridSolver
+from bayesode.models.solvers.grid import substeps
+from bayesode.trajectories import Trajectories
+
+SHORTEST = 1e-6  # of the mean interval: padding and an asked start are intervals of length 0
+FALLBACK_STEP = 0.1  # for models whose solver has no grid of its own
+
+
+@dataclass(frozen=True, eq=False)
+class FitData:
+    """What a trajectory fit needs of model and data, dimensionless and in float64.
+
+    Args:
+        field: The field as a function of one vector.
+        solver: Walks the intervals between knots.
+        begins: Times of the substeps of each interval, shape (series, interval, substep).
+        lengths: Lengths of these substeps, shape (series, interval, substep).
+        gaps: Lengths of the intervals, shape (series, interval).
+        response: Data at the knots, shape (series, knot, component); the first knot is the start.
+        mask: True where observed, shaped like response.
+        x0_mean: Prior mean of x0, shape (state,).
+        x0_sd: Prior sd of x0, shape (state,).
+    """
+
+    field: FlatField
+    solver: FixedGridSolver
+    begins: Tensor
+    lengths: Tensor
+    gaps: Tensor
+    response: Tensor
+    mask: Tensor
+    x0_mean: Tensor
+    x0_sd: Tensor
+
+    @classmethod
+    def of(cls, model: DynamicalModel, train: Trajectories) -> FitData:
+        """The fit of a model to data."""
+        start, times = model.units.dimensionless_times(train)
+        knots = torch.cat([start.unsqueeze(-1), times], -1)
+        gaps = knots.diff(dim=-1)
+        own = model.solver
+        solver = own if isinstance(own, FixedGridSolver) else FixedGridSolver(step=FALLBACK_STEP)
+        ends = knots[:, 1:].reshape(-1, 1)
+        lengths, begins, _ = substeps(knots[:, :-1].flatten(), ends, solver.step)
+        shape = (*gaps.shape, lengths.shape[-1])
+        response = observed_response(model, train)
+        empty = torch.zeros_like(response[:, :1])
+        law = model.build({s: v.double() for s, v in model.prototype().items()}, train)[0]
+        return cls(
+            FlatField.of(model.field),
+            solver,
+            begins.view(shape),
+            lengths.view(shape),
+            gaps,
+            torch.cat([empty, response], 1),
+            torch.cat([empty.bool(), train.mask], 1),  # type: ignore[list-item]
+            law.mean.double().expand(law.event_shape),
+            law.stddev.double().expand(law.event_shape),
+        )
+
+    def flow(self, weights: Tensor, states: Tensor) -> Tensor:
+        """Ends of all intervals from the states at their beginnings (series, interval, state)."""
+        ends, _ = self.solver.walk(
+            self.field.build(weights),
+            states.flatten(0, 1),
+            self.begins.flatten(0, 1),
+            self.lengths.flatten(0, 1),
+        )
+        return ends[-1].view_as(states)
+
+    def flow_jacobians(self, weights: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ends of all intervals, and their derivatives by weights and by states, in one call.
+
+        Returns:
+            Shapes (series, interval, state), (..., state, weight) and (..., state, state).
+        """
+
+        def one(w: Tensor, x: Tensor, begins: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            walked, _ = self.solver.walk(
+                self.field.build(w), x.unsqueeze(0), begins.unsqueeze(0), lengths.unsqueeze(0)
+            )
+            end = walked[-1].squeeze(0)
+            return end, end
+
+        rows = states.flatten(0, 1), self.begins.flatten(0, 1), self.lengths.flatten(0, 1)
+        derivative = vmap(jacrev(one, argnums=(0, 1), has_aux=True), in_dims=(None, 0, 0, 0))
+        (by_weights, by_states), ends = derivative(weights, *rows)
+        shape = states.shape[:2]
+        return ends.unflatten(0, shape), by_weights.unflatten(0, shape), by_states.unflatten(0, shape)
+
+    def path(self, point: Point) -> Tensor:
+        """States at all knots from the first state of a point, shape (series, knot, state)."""
+        field, state = self.field.build(point.weights), point.states[:, 0]
+        states = [state]
+        for interval in range(self.gaps.shape[1]):
+            walked, _ = self.solver.walk(
+                field, state, self.begins[:, interval], self.lengths[:, interval]
+            )
+            state = walked[-1]
+            states.append(state)
+        return torch.stack(states, 1)
+
+    def residual_scale(self, path: Tensor) -> Tensor:
+        """Root mean square distance of a path to the data per component, shape (component,)."""
+        error = (self.response - path[..., : self.response.shape[-1]]).square()
+        return (torch.where(self.mask, error, 0.0).sum((0, 1)) / self.mask.sum((0, 1))).sqrt()
+
+
+def observed_response(model: DynamicalModel, train: Trajectories) -> Tensor:
+    """Data as a smoother may see them, 0 where missing, float64 (series, time, component)."""
+    inside = train.values[train.mask][0]  # type: ignore[index]  # inside the support
+    values = torch.where(train.mask, train.values, inside).double()  # type: ignore[arg-type]
+    return torch.where(train.mask, model.likelihood.working_response(values), 0.0)  # type: ignore
+
+
+@dataclass(frozen=True, eq=False)
+class StateProblem:
+    """Weights and the states at all knots; intervals may miss by process noise.
+
+    Every interval is integrated on its own, so nothing explodes and chaos is no obstacle.
+
+    Args:
+        data: The fit.
+        noise_scale: Of the observations, shape (component,), dimensionless.
+        process_scale: Of the miss in an interval of mean length, dimensionless.
+
+    Source: RECIPE section 13; weak-constraint smoothing, Tremolet (2006), QJRMS 132.
+    """
+
+    data: FitData
+    noise_scale: Tensor
+    process_scale: float
+
+    def cost(self, point: Point) -> float:
+        """Sum of squared residuals, prior included."""
+        data = self.data
+        miss = point.states[:, 1:] - data.flow(point.weights, point.states[:, :-1])
+        prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
+        first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
+        seen = self._seen(point.states).square().sum()
+        return float((miss * self._rate()).square().sum() + prior + first + seen)
+
+    def linearise(self, point: Point) -> BorderedChain:
+        """Normal equations of a step."""
+        data, rate = self.data, self._rate()
+        ends, by_weights, by_states = data.flow_jacobians(point.weights, point.states[:, :-1])
+        miss = (point.states[:, 1:] - ends) * rate
+        a, b = by_states * rate.unsqueeze(-1), by_weights * rate.unsqueeze(-1)
+        diagonal = torch.diag_embed(self._information(point.states))
+        diagonal[:, :-1] += a.mT @ a
+        diagonal[:, 1:] += torch.diag_embed(rate.square().expand_as(miss))
+        diagonal[:, 0] += torch.diag(data.x0_sd.pow(-2))
+        border = a.new_zeros(*point.states.shape, len(point.weights))
+        border[:, :-1] += a.mT @ b
+        border[:, 1:] -= b * rate.unsqueeze(-1)
+        flat = b.flatten(0, 2)
+        corner = flat.mT @ flat + torch.diag(data.field.sd.pow(-2))
+        states = self._pull(point.states)
+        states[:, :-1] += (a.mT @ miss.unsqueeze(-1)).squeeze(-1)
+        states[:, 1:] -= rate * miss
+        states[:, 0] -= (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
+        weights = flat.mT @ miss.flatten() - (point.weights - data.field.mean) / data.field.sd**2
+        return BorderedChain(diagonal, -a.mT * rate.unsqueeze(-1), border, corner, states, weights)
+
+    def _rate(self) -> Tensor:
+        """1 / sd of the miss per interval, shape (series, interval, 1)."""
+        gaps = self.data.gaps
+        mean = gaps[gaps > 0].mean()
+        share = (gaps / mean).clamp_min(SHORTEST)
+        return 1 / (self.process_scale * share.sqrt()).unsqueeze(-1)
+
+    def _seen(self, states: Tensor) -> Tensor:
+        size = self.data.response.shape[-1]
+        error = (self.data.response - states[..., :size]) / self.noise_scale
+        return torch.where(self.data.mask, error, 0.0)
+
+    def _information(self, states: Tensor) -> Tensor:
+        size = self.data.response.shape[-1]
+        information = torch.zeros_like(states)
+        information[..., :size] = self.data.mask / self.noise_scale.square()
+        return information
+
+    def _pull(self, states: Tensor) -> Tensor:
+        pull = torch.zeros_like(states)
+        pull[..., : self.data.response.shape[-1]] = self._seen(states) / self.noise_scale
+        return pull
+
+
+@dataclass(frozen=True, eq=False)
+class PathProblem:
+    """Weights and x0; the path is a solution of the field.
+
+    Args:
+        data: The fit.
+        noise_scale: Of the observations, shape (component,), dimensionless.
+    """
+
+    data: FitData
+    noise_scale: Tensor
+
+    def cost(self, point: Point) -> float:
+        """Sum of squared residuals, prior included."""
+        data = self.data
+        prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
+        first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
+        return float(self._residual(data.path(point)).square().sum() + prior + first)
+
+    def linearise(self, point: Point) -> BorderedChain:
+        """Normal equations of a step."""
+        data = self.data
+        path, by_weights, by_x0 = self.sensitivities(point)
+        residual = self._residual(path).flatten(1)
+        share = torch.where(data.mask, 1 / self.noise_scale, 0.0).unsqueeze(-1)
+        size = data.response.shape[-1]
+        b = (by_weights[:, :, :size] * share).flatten(1, 2)
+        a = (by_x0[:, :, :size] * share).flatten(1, 2)
+        flat = b.flatten(0, 1)
+        states = (a.mT @ residual.unsqueeze(-1)).squeeze(-1)
+        states = states - (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
+        weights = flat.mT @ residual.flatten()
+        return BorderedChain(
+            (a.mT @ a + torch.diag(data.x0_sd.pow(-2))).unsqueeze(1),
+            a.new_zeros(len(a), 0, a.shape[-1], a.shape[-1]),
+            (a.mT @ b).unsqueeze(1),
+            flat.mT @ flat + torch.diag(data.field.sd.pow(-2)),
+            states.unsqueeze(1),
+            weights - (point.weights - data.field.mean) / data.field.sd**2,
+        )
+
+    def sensitivities(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+        """The path and its derivatives by weights and by x0.
+
+        All intervals are differentiated in one batched call along the path; the chain rule then
+        links them: S_{k+1} = F_x S_k + F_w.
+
+        Returns:
+            Shapes (series, knot, state), (..., state, weight) and (..., state, state).
+        """
+        path = self.data.path(point)
+        _, by_weights, by_states = self.data.flow_jacobians(point.weights, path[:, :-1])
+        size = path.shape[-1]
+        current = torch.cat(
+            [
+                path.new_zeros(len(path), size, len(point.weights)),
+                torch.eye(size).to(path).expand(len(path), size, size),
+            ],
+            -1,
+        )
+        own = torch.nn.functional.pad(by_weights, (0, size))
+        chain = [current]
+        for interval in range(own.shape[1]):
+            current = torch.baddbmm(own[:, interval], by_states[:, interval], current)
+            chain.append(current)
+        both = torch.stack(chain, 1)
+        return path, both[..., :-size], both[..., -size:]
+
+    def _residual(self, path: Tensor) -> Tensor:
+        size = self.data.response.shape[-1]
+        error = (self.data.response - path[..., :size]) / self.noise_scale
+        return torch.where(self.data.mask, error, 0.0)

@@ -1,0 +1,145 @@
+"""From data to a converged trajectory fit: where every engine begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import FitError
+from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
+from bayesode.inference.warm_start.matching import match_gradients
+from bayesode.inference.warm_start.problem import (
+    FitData,
+    PathProblem,
+    StateProblem,
+    observed_response,
+)
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.smoothing import Smoothed, smooth
+from bayesode.trajectories import Trajectories
+
+PROCESS_SCALES = (0.1, 0.03, 0.01, 0.003)
+MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
+MAX_ATTEMPTS, GOOD_RATIO = 4, 1.2
+SMALLEST_NOISE = 0.01  # of a data sd: a smoother of smooth data may estimate none at all
+UNFITTED_SCALE = 0.01  # posterior sd of a site whose information is not known
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fit begins.
+
+    Args:
+        values: A value per global site, and x0 (series, state), dimensionless.
+        scales: Posterior sd of the unconstrained sites near the fit, from the Gauss-Newton
+            diagonal.
+        ratio: Residual of the fit over the smoother's noise estimate, the largest component; above
+            1.2 the trajectory was not reached, or the smoother's estimate is too small.
+        num_attempts: Random starts that were tried.
+    """
+
+    values: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    ratio: float
+    num_attempts: int
+
+
+def smooth_knots(model: DynamicalModel, train: Trajectories) -> tuple[Tensor, Smoothed]:
+    """The smoothed data at start, asked times and the middles between them.
+
+    Returns:
+        Grid (series, 2 time + 1) and the smoothed path on it, dimensionless, float64.
+    """
+    start, times = model.units.dimensionless_times(train)
+    knots = torch.cat([start.unsqueeze(-1), times], -1)
+    middle = (knots[:, 1:] + knots[:, :-1]) / 2
+    grid = torch.cat([torch.stack([knots[:, :-1], middle], -1).flatten(-2), knots[:, -1:]], -1)
+    response = observed_response(model, train)
+    return grid, smooth(times, response, train.mask, grid)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def find_start(model: DynamicalModel, train: Trajectories) -> Start:
+    """A trajectory fit of weights and initial states, and how well they are determined.
+
+    Smooth; match gradients; fit weights and states with process noise that shrinks; fit weights and
+    x0 over the path. Up to four random starts until the residual reaches the smoother's noise.
+
+    Args:
+        model: Any model whose likelihood has a `working_response`.
+        train: The data.
+
+    Raises:
+        FitError: If the likelihood cannot say what a smoother may see.
+
+    Source: RECIPE sections 1 and 13.
+    """
+    if not hasattr(model.likelihood, "working_response"):
+        raise FitError(
+            f"{type(model.likelihood).__name__} has no working_response(values), which the warm "
+            "start needs: add it, or call fit_svi(..., warm_start=False)."
+        )
+    grid, smoothed = smooth_knots(model, train)
+    data = FitData.of(model, train)
+    noise = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
+    if len(data.field.mean) > MAX_WEIGHTS:
+        point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, :1])
+        return _start(model, data, point, noise, noise, 1)
+    tries: list[Minimum] = []
+    while len(tries) < MAX_ATTEMPTS:
+        weights = match_gradients(data.field, grid, smoothed)
+        tries.append(fit_path(data, Point(weights, smoothed.path[:, ::2]), noise))
+        best = min(tries, key=lambda found: found.cost).point
+        residual = data.residual_scale(data.path(best))
+        if (residual / noise).max() < GOOD_RATIO:
+            break
+    return _start(model, data, best, noise, residual, len(tries))
+
+
+def fit_path(data: FitData, point: Point, noise_scale: Tensor) -> Minimum:
+    """Weights and x0 that fit the data, from weights and states near them.
+
+    Process noise between the knots shrinks in four stages, then the path itself is fitted.
+    """
+    damping = 1e-2
+    for scale in PROCESS_SCALES:
+        problem = StateProblem(data, noise_scale, scale)
+        found = levenberg_marquardt(
+            problem, point, max_iterations=12, tolerance=1e-3, damping=damping
+        )
+        point, damping = found.point, max(found.damping, 1e-5)
+    path_problem = PathProblem(data, noise_scale)
+    first = Point(point.weights, point.states[:, :1])
+    return levenberg_marquardt(
+        path_problem, first, max_iterations=40, tolerance=1e-4, damping=1e-3
+    )
+
+
+def _start(
+    model: DynamicalModel,
+    data: FitData,
+    point: Point,
+    noise: Tensor,
+    residual: Tensor,
+    num_attempts: int,
+) -> Start:
+    residual = residual.clamp_min(1e-3)
+    field_values = data.field.unpack(point.weights)
+    likelihood_values = model.likelihood.starting_values(1.1 * residual)
+    values = model.prototype()
+    values |= {f"field.{site}": value for site, value in field_values.items()}
+    values |= {f"likelihood.{site}": value for site, value in likelihood_values.items()}
+    scales = {site: torch.full_like(v, UNFITTED_SCALE) for site, v in values.items()}
+    scales |= {f"likelihood.{s}": torch.full_like(v, 0.1) for s, v in likelihood_values.items()}
+    if len(point.weights) <= MAX_WEIGHTS:
+        system = PathProblem(data, residual).linearise(point)
+        own = data.field.split(system.corner.diagonal().rsqrt())
+        scales |= {f"field.{site}": value for site, value in own.items()}
+        scales["x0"] = system.diagonal[:, 0].diagonal(dim1=-2, dim2=-1).rsqrt()
+    else:
+        scales["x0"] = (noise / 2).expand_as(point.states[:, 0])
+    values["x0"] = point.states[:, 0]
+    ratio = (residual / noise).max().item()
+    return Start(values, scales, ratio, num_attempts)
