@@ -101,8 +101,8 @@ def _transformed(observed: Tensor, mask: Tensor, transform: str) -> Tensor:
 
 
 def _is_usable(location: Tensor, scale: Tensor) -> bool:
-    is_finite = torch.isfinite(location).all() & torch.isfinite(scale).all()
-    return bool(is_finite & (scale > MIN_RELATIVE_SCALE * location.abs()).all())
+    is_spread = scale > MIN_RELATIVE_SCALE * location.abs()  # False for NaN and infinite locations
+    return bool((is_spread & torch.isfinite(scale)).all())
 
 
 def _climatology(values: Tensor, mask: Tensor) -> Law:
@@ -128,9 +128,8 @@ def _random_walk(
     last = latest[rows, -1:]
     if (last < 0).any():
         return None
+    # A time that is not ahead has a scale of 0 or NaN, so that the law is left out.
     elapsed = test.grid.unsqueeze(-1) - grid[rows].gather(1, last)
-    if (elapsed <= 0).any():
-        return None
     return values[rows].gather(1, last), (rate * elapsed).sqrt()
 
 

@@ -190,6 +190,12 @@ def without_a_value(train):
     return Trajectories(train.times, values)
 
 
+def without_a_component(train):
+    values = train.values.clone()
+    values[1, :, 0] = math.nan
+    return Trajectories(train.times, values)
+
+
 def shaken(train):
     times = train.times.clone()
     times[4] += 0.05 * 0.5
@@ -210,6 +216,7 @@ def constant(train):
         (lambda train: train, [5.5, 6.0], NAMES[:1]),
         (lambda train: train, [2.0, 6.0], NAMES[:1]),
         (without_a_value, [6.0], NAMES[:2]),
+        (without_a_component, [6.0], NAMES[:1]),
         (shaken, [6.0], NAMES[:2]),
         (constant, [6.0], []),
         (lambda train: train.until(1.0), [6.0], NAMES[:2]),
@@ -222,6 +229,7 @@ def constant(train):
         "at the last training time",
         "inside training",
         "missing value",
+        "missing component",
         "irregular",
         "constant",
         "three times",
@@ -282,12 +290,15 @@ def test_masked_training_values_and_test_values_are_not_read():
             assert torch.equal(found[name].scale, law.scale)
 
 
-def test_explosive_forecasts_that_overflow_are_left_out():
+def test_forecasts_that_overflow_are_left_out():
     growth = 10.0 ** torch.arange(8.0, dtype=torch.float64)
     wiggle = 1 + 0.01 * torch.tensor([1, -1, 1, 1, -1, 1, -1, -1])
     train = Trajectories(torch.arange(8), (growth * wiggle).view(1, 8, 1).float())
     assert "ar2" in baselines(train, train.at([10.0]))
     assert "ar2" not in baselines(train, train.at([60.0]))
+    wild = Trajectories(torch.arange(4), torch.tensor([1e38, -1e38, 1e38, -1e38]).view(1, 4, 1))
+    assert list(baselines(wild, wild.at([4.0]))) == NAMES[:2]
+    assert list(baselines(wild, wild.at([100.0]))) == NAMES[:1]  # finite location, infinite sd
 
 
 def test_laws_have_the_shape_and_dtype_of_the_data():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,45 +11,13 @@ from bayesode import scores, tabular
 from bayesode.baselines import baselines
 from bayesode.data_checks import shape_of
 from bayesode.errors import DataError, ShapeError
+from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
 LEVEL = 0.9
 
 
-class Forecast(Protocol):
-    """What is read of a predictive ensemble, in users' units; `Ensemble` has it."""
-
-    @property
-    def values(self) -> Tensor:
-        """Draws with noise, shape (draws, series, time, component)."""
-        ...
-
-    @property
-    def failed(self) -> Tensor:
-        """Draws to leave out, shape (draws, series)."""
-        ...
-
-    @property
-    def median(self) -> Tensor:
-        """Point forecast, shape (series, time, component)."""
-        ...
-
-    @property
-    def train(self) -> Trajectories:
-        """Data of the fit, which the baselines are fitted to."""
-        ...
-
-    @property
-    def transform(self) -> str:
-        """Scale of the fit, "identity" or "log"."""
-        ...
-
-    def log_prob(self, trajectories: Trajectories) -> Tensor:
-        """Log density of each value given each draw, shape (draws, series, time, component)."""
-        ...
-
-
-def score_table(ensemble: Forecast, test: Trajectories) -> Any:
+def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
     """Scores of a forecast and of the baselines that apply, as means over observed test points.
 
     Rows are "ensemble" and the keys of `bayesode.baselines.baselines`, fitted to `ensemble.train`
@@ -64,7 +32,7 @@ def score_table(ensemble: Forecast, test: Trajectories) -> Any:
     - `num_points`: number of points.
 
     Args:
-        ensemble: Forecast at test's series and times, `posterior.predict(train.at(test), ...)`.
+        ensemble: Ensemble at test's series and times, `posterior.predict(train.at(test), ...)`.
         test: What was observed, values (series, time, component).
 
     Returns:
@@ -130,7 +98,7 @@ def _observed(data: Trajectories) -> tuple[Tensor, Tensor]:
     return data.values, data.mask
 
 
-def _validity(ensemble: Forecast, test: Trajectories, mask: Tensor) -> Tensor:
+def _validity(ensemble: Ensemble, test: Trajectories, mask: Tensor) -> Tensor:
     """Which draws count at each observed point, shape (draws, points)."""
     if ensemble.values.shape[1:] != mask.shape:
         raise ShapeError(
@@ -150,7 +118,7 @@ def _validity(ensemble: Forecast, test: Trajectories, mask: Tensor) -> Tensor:
     return valid
 
 
-def _transform(ensemble: Forecast, numbers: list[Tensor]) -> str:
+def _transform(ensemble: Ensemble, numbers: list[Tensor]) -> str:
     values, mask = _observed(ensemble.train)
     is_positive = all(bool((n > 0).all()) for n in [values[mask], *numbers])
     return ensemble.transform if is_positive else "identity"

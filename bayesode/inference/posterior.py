@@ -18,6 +18,7 @@ from bayesode.inference.elbo import ELBOTerms, elbo_terms, sample_sites
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
 from bayesode.inference.randomness import seeded
+from bayesode.inference.threads import threads_for
 from bayesode.models.contracts import Observe
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import ODESolver
@@ -89,9 +90,9 @@ class Posterior:
         if num_draws < 1:
             raise DataError(f"num_draws must be positive, not {num_draws}.")
         question = trajectories.to(self.train.start.device)
-        with self._active(seed):
+        with self._active(seed), threads_for(num_draws * question.num_series):
             values = self._sample(question, num_draws)
-            _, field, observe = self.model.build(values, question)
+            _, _, observe = self.model.build(values, question)
             path, failed = self._solve(values, question, solver)
             drawn = observe(path, None).sample()
         return Ensemble(

@@ -19,6 +19,7 @@ from bayesode.errors import DataError, FitError
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
+from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -116,9 +117,13 @@ def fit_svi(
     if batch_size is not None and not 1 <= batch_size <= train.num_series:
         raise DataError(f"batch_size must lie between 1 and {train.num_series}, not {batch_size}.")
     history, begin = History(), time.perf_counter()
-    with seeded(seed) as used_seed, pyro.get_param_store().scope() as state:
+    size = train.num_series if batch_size is None else batch_size
+    with (
+        seeded(seed) as used_seed,
+        pyro.get_param_store().scope() as state,
+        threads_for(size * num_particles),
+    ):
         model, guide = _own_copies(model, guide, train)
-        size = train.num_series if batch_size is None else batch_size
         objective = objective_for(model, guide, is_minibatch=size < train.num_series)
         num_steps = num_steps or objective.default_num_steps
         learning_rate = learning_rate or objective.default_learning_rate

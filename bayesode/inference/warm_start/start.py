@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import FitError
+from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
 from bayesode.inference.warm_start.matching import match_gradients
 from bayesode.inference.warm_start.problem import (
@@ -60,7 +61,6 @@ def smooth_knots(model: DynamicalModel, train: Trajectories) -> tuple[Tensor, Sm
     return grid, smooth(times, response, train.mask, grid)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def find_start(model: DynamicalModel, train: Trajectories) -> Start:
     """A trajectory fit of weights and initial states, and how well they are determined.
 
@@ -81,6 +81,11 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
             f"{type(model.likelihood).__name__} has no working_response(values), which the warm "
             "start needs: add it, or call fit_svi(..., warm_start=False)."
         )
+    with torch.no_grad(), threads_for(train.grid.numel()):
+        return _search(model, train)
+
+
+def _search(model: DynamicalModel, train: Trajectories) -> Start:
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
     noise = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
@@ -88,14 +93,13 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
         point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, :1])
         return _start(model, data, point, noise, noise, 1)
     tries: list[Minimum] = []
-    while len(tries) < MAX_ATTEMPTS:
+    while True:
         weights = match_gradients(data.field, grid, smoothed)
         tries.append(fit_path(data, Point(weights, smoothed.path[:, ::2]), noise))
         best = min(tries, key=lambda found: found.cost).point
         residual = data.residual_scale(data.path(best))
-        if (residual / noise).max() < GOOD_RATIO:
-            break
-    return _start(model, data, best, noise, residual, len(tries))
+        if (residual / noise).max() < GOOD_RATIO or len(tries) == MAX_ATTEMPTS:
+            return _start(model, data, best, noise, residual, len(tries))
 
 
 def fit_path(data: FitData, point: Point, noise_scale: Tensor) -> Minimum:
