@@ -32,7 +32,7 @@ def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
     - `num_points`: number of points.
 
     Args:
-        ensemble: Ensemble at test's series and times, `posterior.predict(train.at(test), ...)`.
+        ensemble: Forecast at test's series and times, `posterior.predict(train.at(test), ...)`.
         test: What was observed, values (series, time, component).
 
     Returns:

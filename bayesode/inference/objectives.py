@@ -40,7 +40,7 @@ class Objective(Protocol):
         """A differentiable estimate of the negative ELBO, a scalar."""
         ...
 
-    def parameters(self) -> list[Tensor]:
+    def named_parameters(self) -> dict[str, Tensor]:
         """Everything that is optimised."""
         ...
 
@@ -92,16 +92,17 @@ class TermsObjective:
             self.num_evaluations = terms.solution.num_evaluations
         return -terms.elbo
 
-    def parameters(self) -> list[Tensor]:
-        return list(self.guide.parameters())
+    def named_parameters(self) -> dict[str, Tensor]:
+        return dict(self.guide.named_parameters())
 
     def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        everything = list(self.named_parameters().values())
         if not self.is_minibatch:
-            return [make([{"params": self.parameters(), "lr": learning_rate}])]
+            return [make([{"params": everything, "lr": learning_rate}])]
         # Rows that a batch does not visit must not move: Adam's momentum would carry them on.
         own = self.guide.row_parameters()
         rows = {id(parameter) for parameter in own}
-        shared = [p for p in self.parameters() if id(p) not in rows]
+        shared = [p for p in everything if id(p) not in rows]
         shared_optimizer = make([{"params": shared, "lr": learning_rate}])
         return [shared_optimizer, torch.optim.SparseAdam(own, lr=learning_rate)]
 
@@ -164,8 +165,8 @@ class PyroObjective:
     def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
         return self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
 
-    def parameters(self) -> list[Tensor]:
-        return list(self._parameters.values())
+    def named_parameters(self) -> dict[str, Tensor]:
+        return self._parameters
 
     def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
         fast = [p for name, p in self._parameters.items() if "scale" in name]

@@ -106,6 +106,35 @@ class Posterior:
             solver_error=lambda: self._solver_error(values, question, path, observe),
         )
 
+    def field(
+        self,
+        states: Tensor,
+        *,
+        num_draws: int = 100,
+        seed: int | None = None,
+        time: float | None = None,
+    ) -> Tensor:
+        """Draws of the vector field dx/dt, in users' units.
+
+        Args:
+            states: Where, in users' units, shape (points, state).
+            num_draws: Draws of the field.
+            seed: As in `predict`.
+            time: When, in the unit of the data (for fields that depend on time); the first start
+                by default.
+
+        Returns:
+            Shape (draws, points, state).
+        """
+        units = self.model.units
+        begin = self.train.start.min().item() if time is None else time
+        with self._active(seed):
+            values = self._sample(self.train, num_draws)
+            _, field, _ = self.model.build(values, self.train)
+            points = units.to_state(states.to(values["x0"])).expand(num_draws, -1, -1)
+            t = torch.tensor((begin - units.time_origin.item()) / units.time_unit.item()).to(points)
+            return units.to_users_rate(points, field(t, points))
+
     def _solve(
         self, values: dict[str, Tensor], question: Trajectories, solver: Any
     ) -> tuple[Tensor, Tensor]:

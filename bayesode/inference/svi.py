@@ -255,7 +255,7 @@ class _Loop:
         loss = self.objective.loss(batch, self.num_particles)
         loss.backward()
         self.history.elbo.append(-loss.item())
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.named_parameters().values(), CLIP)
         if not bool(torch.isfinite(norm)):
             self.history.num_skipped += 1
             return False
