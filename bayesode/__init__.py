@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from bayesode import datasets as datasets
+from bayesode import diagnostics as diagnostics
 from bayesode.errors import BayesODEError as BayesODEError
 from bayesode.errors import DataError as DataError
 from bayesode.errors import FitError as FitError

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NUM_LENGTHSCALES, NUM_NOISE_RATIOS = 10, 9  # the grid of RECIPE section 1: finer gained nothing
 MAX_SERIES, MAX_TIMES = 8, 200  # hyper-parameters need no more; eigenvalues cost time cubed
+BLOCK, MARGIN = 400, 200  # points: a longer series is smoothed in blocks that see a margin
+MAX_NUMBERS = 4_000_000  # of one kernel matrix, 32 MB; about eight are alive at a time
 JITTER = 1e-8
 
 
@@ -37,10 +41,12 @@ def smooth(times: Tensor, values: Tensor, mask: Tensor, at: Tensor) -> Smoothed:
 
     Lengthscale and noise ratio come from a grid by marginal likelihood, with the amplitude
     profiled out. Every series keeps its own times and its own missing entries: a masked entry has
-    a zero row in the kernel and a zero value, so one batched decomposition serves all series.
+    a zero row in the kernel and a zero value, so one batched decomposition serves many series.
+    Series longer than BLOCK + 2 MARGIN points are smoothed block by block, each from its own
+    points and a margin on both sides: time grows with the length, and memory does not.
 
     Args:
-        times: Shape (series, time), float64.
+        times: Shape (series, time), float64, not decreasing.
         values: Shape (series, time, component); masked entries may hold anything.
         mask: True where observed, shaped like values.
         at: Grid on which to report, shape (series, grid).
@@ -67,6 +73,39 @@ def _smooth_component(
     times: Tensor, values: Tensor, mask: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     amplitude, lengthscale, ratio = _hyperparameters(times, values, mask)
+    path, derivative, scale = torch.empty(3, *at.shape, dtype=times.dtype, device=times.device)
+    for rows, seen, asked in _portions(times, mask, at):
+        part = (times[rows, seen], values[rows, seen], mask[rows, seen], at[rows, asked])
+        found = _posterior(*part, lengthscale, ratio)
+        path[rows, asked], derivative[rows, asked], scale[rows, asked] = found
+    return path, derivative, amplitude * scale, amplitude * ratio, lengthscale
+
+
+def _portions(
+    times: Tensor, mask: Tensor, at: Tensor
+) -> Iterator[tuple[slice, slice | Tensor, slice | Tensor]]:
+    """Series, their entries, and the grid points that are smoothed from these in one go."""
+    num_series, length = times.shape
+    if length <= BLOCK + 2 * MARGIN:
+        size = max(1, MAX_NUMBERS // (length * max(length, at.shape[-1])))
+        for first in range(0, num_series, size):
+            yield slice(first, first + size), slice(None), slice(None)
+        return
+    for row in range(num_series):
+        seen = mask[row].nonzero().flatten()
+        num_blocks = max(1, math.ceil(len(seen) / BLOCK))
+        block = torch.searchsorted(times[row, seen], at[row].contiguous()) // BLOCK
+        block = block.clamp_max(num_blocks - 1)
+        for k in range(num_blocks):
+            near = seen[max(0, k * BLOCK - MARGIN) : (k + 1) * BLOCK + MARGIN]
+            for asked in (block == k).nonzero().flatten().split(2 * BLOCK):
+                yield slice(row, row + 1), near, asked
+
+
+def _posterior(
+    times: Tensor, values: Tensor, mask: Tensor, at: Tensor, lengthscale: Tensor, ratio: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Path, derivative, and sd of the derivative at amplitude 1, each shaped like `at`."""
     weight = mask.to(times.dtype)
     difference = times.unsqueeze(-1) - times.unsqueeze(-2)
     kernel = _kernel(difference, lengthscale) * weight.unsqueeze(-1) * weight.unsqueeze(-2)
@@ -77,23 +116,21 @@ def _smooth_component(
     cross = _kernel(lag, lengthscale) * weight.unsqueeze(-2)
     slope = _kernel_slope(lag, lengthscale) * weight.unsqueeze(-2)
     explained = torch.linalg.solve_triangular(factor, slope.mT, upper=False).square().sum(-2)
-    variance = (5 / (3 * lengthscale**2) - explained).clamp_min(1e-10)
-    return (
-        (cross @ coefficients).squeeze(-1),
-        (slope @ coefficients).squeeze(-1),
-        amplitude * variance.sqrt(),
-        amplitude * ratio,
-        lengthscale,
-    )
+    prior = 5 / (3 * lengthscale**2)
+    variance = prior * (1 - explained / prior).clamp_min(1e-10)
+    path, derivative = ((k @ coefficients).squeeze(-1) for k in (cross, slope))
+    return path, derivative, variance.sqrt()
 
 
 def _hyperparameters(times: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Amplitude, lengthscale and noise / amplitude of the largest marginal likelihood."""
-    times, values, mask = _thin(times, values, mask)
-    weight = mask.to(times.dtype)
-    num_times = mask.sum(-1).clamp_min(1)
-    span = (times.amax(-1) - times.amin(-1)).max()
-    shortest = torch.maximum(1.5 * span / num_times.max(), span / 200)
+    span = _span(times, mask).max()
+    times, values, mask = _sample(times, values, mask)
+    weight, total = mask.to(times.dtype), mask.sum().clamp_min(1)
+    # One observed time has no span; any positive number serves.
+    span = torch.where(span > 0, span, 1.0)
+    own = _span(times, mask).max()
+    shortest = 1.5 * torch.where(own > 0, own, span) / mask.sum(-1).max().clamp_min(1)
     lengthscales = torch.logspace(0, 1, NUM_LENGTHSCALES, 10.0, dtype=times.dtype).to(times.device)
     lengthscales = shortest * (span / shortest) ** torch.log10(lengthscales)
     ratios = torch.logspace(math.log10(3e-3), 0, NUM_NOISE_RATIOS, dtype=times.dtype)
@@ -106,9 +143,7 @@ def _hyperparameters(times: Tensor, values: Tensor, mask: Tensor) -> tuple[Tenso
     spectrum = eigenvalues.clamp_min(0).unsqueeze(-1) + noise  # (series, scale, time, ratio)
     quadratic = (energy.unsqueeze(-1) / spectrum).sum((0, 2))
     # a masked entry adds one eigenvalue 0, so log(noise) too much
-    num_masked = (~mask).sum()
-    log_determinant = spectrum.log().sum((0, 2)) - num_masked * noise.log()
-    total = mask.sum()
+    log_determinant = spectrum.log().sum((0, 2)) - (~mask).sum() * noise.log()
     cost = total * (quadratic / total).clamp_min(1e-300).log() + log_determinant
     best = int(cost.argmin())
     row, column = divmod(best, NUM_NOISE_RATIOS)
@@ -116,10 +151,30 @@ def _hyperparameters(times: Tensor, values: Tensor, mask: Tensor) -> tuple[Tenso
     return amplitude, lengthscales[row], noise[column].sqrt()
 
 
-def _thin(times: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """At most MAX_SERIES series (those with most data) and MAX_TIMES leading times."""
-    order = mask.sum(-1).argsort(descending=True, stable=True)[:MAX_SERIES]
-    return times[order, :MAX_TIMES], values[order, :MAX_TIMES], mask[order, :MAX_TIMES]
+def _sample(times: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The data in blocks of at most MAX_TIMES neighbouring points, at most MAX_SERIES of them.
+
+    Every k-th point would lose what is fast, and the leading points what comes later: so whole
+    blocks, spread evenly over those that have most data.
+    """
+    longest = max(1, int(mask.sum(-1).max()))
+    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
+    data = [torch.gather(x, 1, order) for x in (times, values, mask)]
+    rest = -longest % MAX_TIMES if longest > MAX_TIMES else 0
+    size = min(longest, MAX_TIMES)
+    times, values, mask = (F.pad(x, (0, rest)).reshape(-1, size) for x in data)
+    count = mask.sum(-1)
+    num_good = max(MAX_SERIES, int((count >= count.max() / 2).sum()))
+    good = count.argsort(descending=True, stable=True)[:num_good].sort().values
+    chosen = torch.linspace(0, len(good) - 1, min(MAX_SERIES, len(good))).round().long()
+    rows = good[chosen.to(good.device)]
+    return times[rows], values[rows], mask[rows]
+
+
+def _span(times: Tensor, mask: Tensor) -> Tensor:
+    """Time between the first and the last observation, shape (series,); 0 without any."""
+    last = torch.where(mask, times, -torch.inf).amax(-1)
+    return (last - torch.where(mask, times, torch.inf).amin(-1)).clamp_min(0)
 
 
 def _kernel(lag: Tensor, lengthscale: Tensor) -> Tensor:

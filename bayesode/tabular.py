@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+
 from bayesode.errors import DataError
 
 
@@ -25,7 +27,12 @@ def read_csv(path: str | Path, comment: str | None = "#") -> pd.DataFrame:
         DataError: If the file is missing, empty or not a table.
     """
     try:
-        table = pd.read_csv(path, comment=comment, skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Without index_col=False, rows longer than the header shift all columns by one.
+            table = pd.read_csv(path, comment=comment, skipinitialspace=True, index_col=False)
+    except pd.errors.ParserWarning as error:
+        raise DataError(f"{path}: some rows have more cells than the header has names.") from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise DataError(f"{path} cannot be read as a CSV table: {error}") from error
     return table.rename(columns=lambda name: str(name).strip())
@@ -49,37 +56,52 @@ def series_arrays(
     Raises:
         DataError: For an unknown column, a column that is not numeric, or an empty table.
     """
-    wanted = [time, *values, *([] if series is None else [series])]
-    unknown = [name for name in wanted if name not in table.columns]
-    if unknown:
-        raise DataError(
-            f"the table has no column {unknown[0]!r}; its columns are {list(table.columns)}."
-        )
-    if not values or len(table) == 0:
-        raise DataError("the table needs at least one row and one column of values.")
-    for name in (time, *values):
-        if not pd.api.types.is_numeric_dtype(table[name]):
-            raise DataError(
-                f"column {name!r} holds text or dates; convert it to numbers first (missing "
-                "values are empty cells, dates are best given as days or years since a start)."
-            )
-    groups = [("0", table)] if series is None else list(table.groupby(series, sort=False))
+    _check_columns(table, time, values, series)
+    groups = [("0", table)]
+    if series is not None:
+        groups = list(table.groupby(series, sort=False, observed=True))
     groups = [(label, rows.sort_values(time)) for label, rows in groups]
     num_times = np.array([len(rows) for _, rows in groups])
-    times = np.stack(
-        [np.pad(r[time].to_numpy(float), (0, num_times.max() - len(r)), "edge") for _, r in groups]
-    )
+    longest = num_times.max()
+    times = np.stack([np.pad(_numbers(r[time]), (0, longest - len(r)), "edge") for _, r in groups])
     padded = np.full((*times.shape, len(values)), np.nan)
     for row, (_, rows) in enumerate(groups):
-        padded[row, : len(rows)] = rows[list(values)].to_numpy(float)
-    labels = [label.item() if isinstance(label, np.generic) else label for label, _ in groups]
+        padded[row, : len(rows)] = np.stack([_numbers(rows[name]) for name in values], -1)
     return {
         "times": times,
         "values": padded,
         "num_times": num_times,
-        "series": labels,
+        "series": [label for label, _ in groups],
         "names": list(values),
     }
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    return column.to_numpy(float, na_value=np.nan)
+
+
+def _check_columns(
+    table: pd.DataFrame, time: str, values: Sequence[str], series: str | None
+) -> None:
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f"a pandas DataFrame is needed, not {type(table).__name__}.")
+    names = list(table.columns)
+    for name in [time, *values, *([] if series is None else [series])]:
+        if names.count(name) != 1:
+            found = "no column" if name not in names else "more than one column"
+            raise DataError(f"the table has {found} {name!r}; its columns are {names}.")
+    if not values or len(table) == 0:
+        raise DataError("the table needs at least one row and one column of values.")
+    for name in (time, *values):
+        if table[name].dtype.kind not in "fiu":
+            raise DataError(
+                f"column {name!r} holds {table[name].dtype}, not numbers; convert it first "
+                "(missing values are empty cells, dates are best given as days or years since a "
+                "start)."
+            )
+    if series is not None and table[series].isna().any():
+        row = table.index[table[series].isna()][0]
+        raise DataError(f"column {series!r} has no label in row {row!r}; fill or drop such rows.")
 
 
 def dataset(
@@ -90,3 +112,61 @@ def dataset(
     """An xarray data set from `{name: (dims, array)}`."""
     arrays = {name: (list(dims), np.asarray(array)) for name, (dims, array) in variables.items()}
     return xr.Dataset(arrays, coords=dict(coordinates), attrs=dict(attributes or {}))
+
+
+def to_dataset(
+    *,
+    values: np.ndarray,
+    observed: np.ndarray,
+    times: np.ndarray,
+    start: np.ndarray,
+    num_times: np.ndarray,
+    series: Sequence[str | int],
+    names: Sequence[str],
+    static: np.ndarray | None,
+    features: Sequence[str] | None,
+) -> xr.Dataset:
+    """The fields of trajectories as an xarray data set; shared times are the coordinate `time`."""
+    num_dims = values.ndim - 2
+    event = ["component"] if num_dims == 1 else [f"event{i}" for i in range(num_dims)]
+    variables: dict[str, tuple[Sequence[str], Any]] = {
+        "values": (["series", "time", *event], values),
+        "observed": (["series", "time", *event], observed),
+        "times": (["series", "time"], np.broadcast_to(times, values.shape[:2]).copy()),
+        "start": (["series"], start),
+        "num_times": (["series"], num_times),
+    }
+    is_mixed = len({isinstance(label, str) for label in series}) > 1
+    coordinates: dict[str, Any] = {"series": np.array(series, object if is_mixed else None)}
+    if names:
+        coordinates["component"] = list(names)
+    if times.ndim == 1:
+        coordinates["time"] = times
+    if static is not None:
+        variables["static"] = (["series", "feature"], static)
+        coordinates["feature"] = list(features or ())
+    return dataset(variables, coordinates)
+
+
+def from_dataset(data: Any) -> dict[str, Any]:
+    """The fields that `to_dataset` wrote; the mask is in the NaN of the values.
+
+    Raises:
+        DataError: If it is no data set or a variable is missing.
+    """
+    if not isinstance(data, xr.Dataset):
+        raise DataError(f"an xarray Dataset is needed, not {type(data).__name__}.")
+    for name in ("values", "times", "start", "num_times", "series"):
+        if name not in data:
+            raise DataError(f"the data set has no variable {name!r} (see to_xarray).")
+    arrays = {str(name): variable.values for name, variable in data.variables.items()}
+    return {
+        "times": arrays["times"][0] if "time" in data.coords else arrays["times"],
+        "values": arrays["values"],
+        "start": arrays["start"],
+        "num_times": arrays["num_times"],
+        "series": arrays["series"],
+        "names": arrays.get("component"),
+        "static": arrays.get("static"),
+        "features": arrays.get("feature"),
+    }

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
+
 from bayesode import tabular
 from bayesode.data_checks import (
     as_floating,
+    as_list,
+    as_number,
     check_labels,
     check_mask,
     check_names,
+    check_rows,
     check_start,
     check_times,
     count_series,
-    shape_of,
 )
-from bayesode.errors import DataError, ShapeError
-from bayesode.inputs import Inputs
-from torch import Tensor
+from bayesode.errors import DataError
+from bayesode.inputs import Inputs, check_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,8 @@ class Trajectories:
     Args:
         times: In the unit of the data, shape (time,) if all series share them, else (series, time)
             padded; strictly increasing; kept as float64.
-        values: Shape (series, time, *event); NaN means missing. None asks for predictions.
+        values: Shape (series, time, *event); NaN means missing. None asks for predictions. float32
+            and float64 are kept, all else gets torch's default dtype.
         mask: True where a value was observed, shaped like values or (series, time). Masked values
             are kept (hidden data can be scored), but no fit reads them.
         series: Unique labels, numbers or strings; 0, 1, ... by default.
@@ -41,7 +46,8 @@ class Trajectories:
         start: Time at which the initial state holds, a number or shape (series,); the first time
             of each series by default. Every method keeps it.
         inputs: What the model conditions on.
-        num_times: How many leading times of each series are real, shape (series,).
+        num_times: How many leading times of each series are real, shape (series,); the rest is
+            padding, whatever it holds, and repeats the last real time.
 
     Raises:
         ShapeError: If shapes disagree.
@@ -64,39 +70,32 @@ class Trajectories:
     start: Tensor = None  # type: ignore[assignment]
     inputs: Inputs | None = None
     num_times: Tensor = None  # type: ignore[assignment]
+    index: Tensor = field(init=False)
+    num_total: int = field(init=False)
 
     def __post_init__(self) -> None:
         values = None if self.values is None else as_floating("values", self.values)
         device = values.device if values is not None else torch.device("cpu")
-        times = as_floating("times", self.times).to(device, torch.float64)
+        times = as_floating("times", self.times).to(device)
         num_series = count_series(times, values, self.series, self.start)
-        if values is not None and values.shape[:2] != (num_series, times.shape[-1]):
-            raise ShapeError(
-                f"values need the shape (series, time, ...) = ({num_series}, {times.shape[-1]}, "
-                f"...) to go with times {shape_of(times)}, not {shape_of(values)}. One series alone is "
-                "values.unsqueeze(0); one component alone is values.unsqueeze(-1)."
-            )
         series = check_labels(self.series, num_series)
         times, num_times = check_times(times, self.num_times, series)
         start = check_start(self.start, times, series)
+        if values is None and self.mask is not None:
+            raise DataError("a question has no values and so no mask; leave mask= out.")
         mask = None if values is None else check_mask(values, self.mask, num_times)
-        if self.inputs is not None and len(self.inputs.static) != num_series:
-            raise ShapeError(f"inputs have {len(self.inputs.static)} rows for {num_series} series.")
-        fields = {
-            "values": values,
-            "times": times,
-            "series": series,
-            "num_times": num_times,
-            "start": start,
-            "mask": mask,
-            "names": check_names(self.names, values),
-            "index": torch.arange(num_series, device=device),
-            "num_total": num_series,
-        }
-        self._set(**fields)
-
-    index: Tensor = None  # type: ignore[assignment]
-    num_total: int = 0
+        check_inputs(self.inputs, num_series)
+        self._set(
+            values=values,
+            times=times,
+            series=series,
+            num_times=num_times,
+            start=start,
+            mask=mask,
+            names=check_names(self.names, values),
+            index=torch.arange(num_series, device=device),
+            num_total=num_series,
+        )
 
     def _set(self, **fields: Any) -> Trajectories:
         for name, value in fields.items():
@@ -138,12 +137,13 @@ class Trajectories:
         Raises:
             DataError: If a label is unknown.
         """
-        rows = {label: row for row, label in enumerate(self.series)}
-        unknown = [label for label in series if label not in rows]
+        rows, labels = {label: row for row, label in enumerate(self.series)}, as_list(series)
+        unknown = [label for label in labels if label not in rows]
         if unknown:
             known = ", ".join(map(repr, self.series[:8])) + (", ..." if self.num_series > 8 else "")
             raise DataError(f"unknown series {unknown[0]!r}; the known ones are {known}.")
-        return torch.tensor([rows[label] for label in series], device=self.start.device)
+        found = [rows[label] for label in labels]
+        return torch.tensor(found, dtype=torch.long, device=self.start.device)
 
     # ---- other times, other rows -----------------------------------------------------------------
     def at(self, times: Any, num_times: Any = None) -> Trajectories:
@@ -157,7 +157,7 @@ class Trajectories:
         if isinstance(times, Trajectories):
             rows = self.rows(self.positions(times.series))
             return rows.at(times.times, times.num_times)
-        return Trajectories(
+        question = Trajectories(
             times,
             None,
             series=self.series,
@@ -165,19 +165,26 @@ class Trajectories:
             start=self.start,
             inputs=self.inputs,
             num_times=num_times,
-        ).to(device=self.start.device)
+        )
+        return question.to(self.start.device)._set(index=self.index, num_total=self.num_total)
 
-    def rows(self, index: Tensor) -> Trajectories:
-        """Some of the series, as a data set of its own."""
-        chosen = self._rows(index)
-        fresh = torch.arange(len(index), device=index.device)
-        return chosen._set(index=fresh, num_total=len(index))
+    def rows(self, index: Any) -> Trajectories:
+        """Some of the series, as a data set of its own.
 
-    def batch(self, index: Tensor) -> Trajectories:
-        """A minibatch of series: the rows `index` of `num_total`, so that likelihoods scale."""
-        return self._rows(index)._set(index=self.index[index], num_total=self.num_total)
+        Args:
+            index: Their positions in the order that you want, or a mask, shape (series,).
+        """
+        chosen = self.batch(index)
+        fresh = torch.arange(chosen.num_series, device=chosen.start.device)
+        return chosen._set(index=fresh, num_total=chosen.num_series)
 
-    def _rows(self, index: Tensor) -> Trajectories:
+    def batch(self, index: Any) -> Trajectories:
+        """A minibatch of series: the rows `index` of `num_total`, so that likelihoods scale.
+
+        Args:
+            index: Positions of the series, none twice, or a mask, shape (series,).
+        """
+        index = check_rows(index, self.num_series, self.start.device)
         fields = {
             name: None if value is None else value[index]
             for name, value in (("values", self.values), ("mask", self.mask))
@@ -189,6 +196,7 @@ class Trajectories:
             start=self.start[index],
             series=tuple(self.series[row] for row in index.tolist()),
             inputs=None if self.inputs is None else self.inputs.rows(index),
+            index=self.index[index],
         )
 
     def plate(self) -> pyro.plate:
@@ -196,8 +204,15 @@ class Trajectories:
         return pyro.plate("trajectories", self.num_total, subsample=self.index, dim=-1)
 
     def until(self, duration: float) -> Trajectories:
-        """The same series up to `duration` after each one's start."""
-        count = (self.grid <= self.start[:, None] + duration).sum(-1).minimum(self.num_times)
+        """The same series up to `duration` after each one's start.
+
+        Raises:
+            DataError: If no series has a point so early.
+        """
+        last = self.start[:, None] + as_number("duration", duration)
+        count = (self.grid <= last).sum(-1).minimum(self.num_times)
+        if not count.any():
+            raise DataError(f"until({duration:g}) leaves no point of {self!r}.")
         kept = self._window(torch.zeros_like(count), count.clamp_min(1))
         if kept.mask is not None:  # a series without a point so early keeps one that is masked
             seen = (count > 0).view(-1, *[1] * (kept.mask.dim() - 1))
@@ -215,8 +230,9 @@ class Trajectories:
 
         Args:
             time: Times <= `time` are the first part. Both parts keep the starts. A series without
-                a point in a part is left out of that part.
-            series: Labels of the second part, or the fraction of series that go there.
+                a point in a part is left out of that part; a warning lists those that the first
+                part, the training data, lacks.
+            series: Labels of the second part, or the fraction of series that go there, in (0, 1).
             seed: Decides which series a fraction takes.
 
         Raises:
@@ -225,23 +241,36 @@ class Trajectories:
         if (time is None) == (series is None):
             raise DataError("split by either time= or series=, for example split(time=1914).")
         if time is not None:
-            count = (self.grid <= time).sum(-1).minimum(self.num_times)
-            before, after = count > 0, count < self.num_times
-            if not before.any() or not after.any():
-                raise DataError(f"split(time={time:g}) leaves one part without a point: {self!r}.")
-            first = self._window(torch.zeros_like(count), count, before)
-            return first, self._window(count, self.num_times, after)
+            return self._split_time(as_number("time", time))
         if isinstance(series, float):
-            order = torch.randperm(self.num_series, generator=torch.Generator().manual_seed(seed))
-            chosen = order[: max(1, round(series * self.num_series))].sort().values
+            chosen = self._fraction(series, seed)
         else:
-            chosen = self.positions(list(series))  # type: ignore[arg-type]
+            chosen = self.positions(series)  # type: ignore[arg-type]
         is_chosen = torch.zeros(self.num_series, dtype=torch.bool, device=self.start.device)
         is_chosen[chosen] = True
-        if is_chosen.all():
-            raise DataError("split(series=...) leaves no series in the first part.")
-        rows = torch.arange(self.num_series, device=self.start.device)
-        return self.rows(rows[~is_chosen]), self.rows(rows[is_chosen])
+        if is_chosen.all() or not is_chosen.any():
+            raise DataError(f"split(series={series!r}) leaves one part without a series: {self!r}.")
+        return self.rows(~is_chosen), self.rows(is_chosen)
+
+    def _split_time(self, time: float) -> tuple[Trajectories, Trajectories]:
+        count = (self.grid <= time).sum(-1).minimum(self.num_times)
+        before, after = count > 0, count < self.num_times
+        if not before.any() or not after.any():
+            raise DataError(f"split(time={time}) leaves one part without a point: {self!r}.")
+        if not before.all():
+            late = [label for label, known in zip(self.series, before, strict=True) if not known]
+            warnings.warn(
+                f"series without a point up to {time} are not in the first part: {late}.",
+                stacklevel=3,
+            )
+        first = self._window(torch.zeros_like(count), count, before)
+        return first, self._window(count, self.num_times, after)
+
+    def _fraction(self, fraction: float, seed: int) -> Tensor:
+        if not 0 < fraction < 1:
+            raise DataError(f"a fraction of the series lies between 0 and 1, not {fraction}.")
+        order = torch.randperm(self.num_series, generator=torch.Generator().manual_seed(seed))
+        return order[: min(max(1, round(fraction * self.num_series)), self.num_series - 1)]
 
     def _window(self, first: Tensor, last: Tensor, is_kept: Tensor | None = None) -> Trajectories:
         """Times first <= k < last of each series, for the series that are kept."""
@@ -270,6 +299,8 @@ class Trajectories:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Trajectories:
         """The same data on another device or with values of another dtype (times stay float64)."""
+        if isinstance(device, torch.dtype):
+            raise DataError(f"to(device, dtype=...): write to(dtype={device}).")
         moved = {
             name: None if value is None else value.to(device)
             for name, value in (("times", self.times), ("mask", self.mask), ("start", self.start))
@@ -298,46 +329,42 @@ class Trajectories:
         Args:
             table: A pandas DataFrame; empty cells are missing values; rows in any order.
             time: Name of the column of times.
-            values: Names of the columns that become the components.
+            values: Names of the columns that become the components, values in the default dtype.
             series: Name of the column of labels; None if the table holds one series.
             start: As in the constructor.
 
         Raises:
             DataError: For an unknown column, text where numbers belong, or repeated times.
         """
-        columns = tabular.series_arrays(table, time=time, values=values, series=series)
+        columns = tabular.series_arrays(table, time=time, values=as_list(values), series=series)
         times, observed = columns.pop("times"), columns.pop("values")
         if (times == times[0]).all() and (columns["num_times"] == times.shape[1]).all():
             times = times[0]
         values_tensor = torch.from_numpy(observed).to(torch.get_default_dtype())
-        return cls(torch.from_numpy(times), values_tensor, start=start, **columns)
+        return cls(times, values_tensor, start=start, **columns)
 
     @classmethod
     def from_csv(
         cls, path: str | Path, *, comment: str | None = "#", **columns: Any
     ) -> Trajectories:
-        """`from_dataframe` of a CSV file; lines after `comment` are skipped."""
+        """`from_dataframe` of a CSV file; what follows `comment` in a line is skipped."""
         return cls.from_dataframe(tabular.read_csv(path, comment), **columns)
 
     def to_xarray(self) -> Any:
-        """An xarray data set with `values` (missing: NaN), `times`, `start` and `observed`."""
+        """An xarray data set; missing values are NaN and `observed` is the mask."""
         if self.values is None or self.mask is None:
             raise DataError("a question has no values to export; export the observed data.")
-        dims = ["series", "time", *self._event_dims()]
-        shown = torch.where(self.mask, self.values, torch.nan)
-        coordinates: dict[str, Any] = {"series": list(self.series)}
-        if self.names:
-            coordinates["component"] = list(self.names)
-        if self.times.dim() == 1:
-            coordinates["time"] = self.times.cpu().numpy()
-        variables = {
-            "values": (dims, shown.cpu()),
-            "observed": (dims, self.mask.cpu()),
-            "times": (["series", "time"], self.grid.cpu()),
-            "start": (["series"], self.start.cpu()),
-            "num_times": (["series"], self.num_times.cpu()),
-        }
-        return tabular.dataset(variables, coordinates)
+        return tabular.to_dataset(
+            values=torch.where(self.mask, self.values, torch.nan).cpu().numpy(),
+            observed=self.mask.cpu().numpy(),
+            times=self.times.cpu().numpy(),
+            start=self.start.cpu().numpy(),
+            num_times=self.num_times.cpu().numpy(),
+            series=self.series,
+            names=self.names,
+            static=None if self.inputs is None else self.inputs.static.cpu().numpy(),
+            features=None if self.inputs is None else self.inputs.names,
+        )
 
     @classmethod
     def from_xarray(cls, data: Any) -> Trajectories:
@@ -346,20 +373,6 @@ class Trajectories:
         Raises:
             DataError: If a variable is missing.
         """
-        missing = [n for n in ("values", "times", "start", "num_times") if n not in data]
-        if missing:
-            raise DataError(f"the data set has no variable {missing[0]!r} (see to_xarray).")
-        times = torch.from_numpy(data["times"].values.copy())
-        names = data["component"].values.tolist() if "component" in data.coords else ()
-        return cls(
-            times[0] if "time" in data.coords else times,
-            torch.from_numpy(data["values"].values.copy()),
-            series=data["series"].values.tolist(),
-            names=names,
-            start=torch.from_numpy(data["start"].values.copy()),
-            num_times=torch.from_numpy(data["num_times"].values.copy()),
-        )
-
-    def _event_dims(self) -> list[str]:
-        dims = len(self.event_shape)
-        return ["component"] if dims == 1 else [f"event{i}" for i in range(dims)]
+        arrays = tabular.from_dataset(data)
+        static, features = arrays.pop("static"), arrays.pop("features")
+        return cls(**arrays, inputs=None if static is None else Inputs(static, features))

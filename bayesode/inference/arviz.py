@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from torch import Tensor
 
+from bayesode.errors import DataError
 from bayesode.inference.ensemble import Ensemble
 from bayesode.tabular import dataset
 from bayesode.trajectories import Trajectories
@@ -70,6 +72,18 @@ def inference_data(
             {"values": (["chain", "draw", "obs"], _chain(pointwise))}, _points(data), attributes
         )
     return _tree(groups)
+
+
+def save_netcdf(data: Any, path: Path) -> None:
+    """Write ArviZ data to a netCDF file.
+
+    Raises:
+        DataError: If the file cannot be written.
+    """
+    try:
+        data.to_netcdf(path, engine="h5netcdf")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 def _tree(groups: dict[str, xr.Dataset]) -> Any:

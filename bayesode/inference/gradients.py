@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesode import tabular
+from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.randomness import seeded
 from bayesode.inference.threads import threads_for
@@ -101,12 +101,7 @@ def check_gradients(
         seeded(seed),
         threads_for(num_particles * data.num_series),
     ):
-        model, guide = copy.deepcopy((model, guide))
-        model.double()
-        if isinstance(guide, torch.nn.Module):
-            guide.double()
-        if isinstance(guide, pyro.infer.autoguide.AutoGuide):
-            guide._model = (model,)
+        model, guide = own_copies(model, guide, dtype=torch.float64, device=data.start.device)
         objective = objective_for(model, guide, is_minibatch=False)
         objective.prepare(data, num_particles)
 

@@ -142,18 +142,20 @@ class MeanFieldGuide(PyroModule):
         return [self.offset["x0"], self.log_scale["x0"]]
 
     @torch.no_grad()
-    def set_site(self, site: str, value: Tensor, scale: Tensor | None = None) -> None:
+    def set_site(
+        self, site: str, value: Tensor, scale: Tensor | None = None, unit: Tensor | None = None
+    ) -> None:
         """Put the posterior of a site at a value; `scale` is that of the unconstrained site.
 
-        From here on the location is optimised in units of `scale`: with steps of one size for
-        every weight the first one alone would throw a stiff direction many sds away.
+        From here on the location is optimised in `unit`, by default `scale`: with steps of one size
+        for every weight the first one alone would throw a stiff direction many sds away.
         """
         support = constraints.real if site == "x0" else self.supports[site][0]
         key, origin = _key(site), getattr(self, f"origin_{_key(site)}")
         origin.copy_(biject_to(support).inv(value.to(origin)))
         self.offset[key].zero_()
         if scale is not None:
-            getattr(self, f"unit_{key}").copy_(scale.to(origin))
+            getattr(self, f"unit_{key}").copy_((scale if unit is None else unit).to(origin))
             self.log_scale[key].copy_(scale.to(origin).log().expand_as(origin))
 
 

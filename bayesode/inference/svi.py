@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -16,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError, FitError
+from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
@@ -34,7 +34,7 @@ class History:
 
     Args:
         elbo: Estimates of the ELBO of the full data set at each step, nats.
-        start_ratio: Residual of the warm start over the smoother's noise estimate; None without.
+        start_ratio: Noise of the warm start over the smoother's estimate; None without one.
         num_attempts: Random starts of the warm start.
         num_skipped: Steps that were left out because a gradient was not finite.
         seconds: Wall time.
@@ -123,7 +123,8 @@ def fit_svi(
         pyro.get_param_store().scope() as state,
         threads_for(size * num_particles),
     ):
-        model, guide = _own_copies(model, guide, train)
+        dtype, device = train.values.dtype, train.values.device  # type: ignore[union-attr]
+        model, guide = own_copies(model, guide, dtype=dtype, device=device)
         objective = objective_for(model, guide, is_minibatch=size < train.num_series)
         num_steps = num_steps or objective.default_num_steps
         learning_rate = learning_rate or objective.default_learning_rate
@@ -179,17 +180,6 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
             )
 
 
-def _own_copies(model: DynamicalModel, guide: Any, train: Trajectories) -> tuple[Any, Any]:
-    dtype, device = train.values.dtype, train.values.device  # type: ignore[union-attr]
-    model, guide = copy.deepcopy((model, guide))
-    model.to(device=device, dtype=dtype)
-    if isinstance(guide, torch.nn.Module):
-        guide.to(device=device, dtype=dtype)
-    if isinstance(guide, pyro.infer.autoguide.AutoGuide):
-        guide._model = (model,)  # a deep copy of an autoguide forgets its model
-    return model, guide
-
-
 def _rows(train: Trajectories, size: int) -> Tensor:
     if size == train.num_series:
         return torch.arange(size, device=train.start.device)
@@ -217,7 +207,7 @@ class _Loop:
         optimizers = self.objective.optimizers(optimizer, learning_rate)
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, num_steps) for o in optimizers]
         in_row = 0
-        bar = tqdm(total=num_steps, desc="SVI", delay=2, disable=not progress, leave=True)
+        bar = tqdm(total=num_steps, desc="SVI", delay=2, mininterval=0.5, disable=not progress)
         try:
             with bar:
                 for step, batch in enumerate(self._batches(num_steps)):

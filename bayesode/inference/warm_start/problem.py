@@ -114,6 +114,33 @@ class FitData:
             states.append(state)
         return torch.stack(states, 1)
 
+    def sensitivities(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+        """The path and its derivatives by weights and by x0.
+
+        All intervals are differentiated in one batched call along the path; the chain rule then
+        links them: S_{k+1} = F_x S_k + F_w.
+
+        Returns:
+            Shapes (series, knot, state), (..., state, weight) and (..., state, state).
+        """
+        path = self.path(point)
+        _, by_weights, by_states = self.flow_jacobians(point.weights, path[:, :-1])
+        size = path.shape[-1]
+        current = torch.cat(
+            [
+                path.new_zeros(len(path), size, len(point.weights)),
+                torch.eye(size).to(path).expand(len(path), size, size),
+            ],
+            -1,
+        )
+        own = torch.nn.functional.pad(by_weights, (0, size))
+        chain = [current]
+        for interval in range(own.shape[1]):
+            current = torch.baddbmm(own[:, interval], by_states[:, interval], current)
+            chain.append(current)
+        both = torch.stack(chain, 1)
+        return path, both[..., :-size], both[..., -size:]
+
     def residual_scale(self, path: Tensor) -> Tensor:
         """Root mean square distance of a path to the data per component, shape (component,)."""
         error = (self.response - path[..., : self.response.shape[-1]]).square()
@@ -222,7 +249,7 @@ class PathProblem:
     def linearise(self, point: Point) -> BorderedChain:
         """Normal equations of a step."""
         data = self.data
-        path, by_weights, by_x0 = self.sensitivities(point)
+        path, by_weights, by_x0 = data.sensitivities(point)
         residual = self._residual(path).flatten(1)
         share = torch.where(data.mask, 1 / self.noise_scale, 0.0).unsqueeze(-1)
         size = data.response.shape[-1]
@@ -240,33 +267,6 @@ class PathProblem:
             states.unsqueeze(1),
             weights - (point.weights - data.field.mean) / data.field.sd**2,
         )
-
-    def sensitivities(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
-        """The path and its derivatives by weights and by x0.
-
-        All intervals are differentiated in one batched call along the path; the chain rule then
-        links them: S_{k+1} = F_x S_k + F_w.
-
-        Returns:
-            Shapes (series, knot, state), (..., state, weight) and (..., state, state).
-        """
-        path = self.data.path(point)
-        _, by_weights, by_states = self.data.flow_jacobians(point.weights, path[:, :-1])
-        size = path.shape[-1]
-        current = torch.cat(
-            [
-                path.new_zeros(len(path), size, len(point.weights)),
-                torch.eye(size).to(path).expand(len(path), size, size),
-            ],
-            -1,
-        )
-        own = torch.nn.functional.pad(by_weights, (0, size))
-        chain = [current]
-        for interval in range(own.shape[1]):
-            current = torch.baddbmm(own[:, interval], by_states[:, interval], current)
-            chain.append(current)
-        both = torch.stack(chain, 1)
-        return path, both[..., :-size], both[..., -size:]
 
     def _residual(self, path: Tensor) -> Tensor:
         size = self.data.response.shape[-1]

@@ -1,0 +1,118 @@
+"""A vector field in elapsed time, as torchdiffeq calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import SolverError
+from bayesode.models.contracts import VectorField
+
+# A step this short, as a share of the span, has found the place where a field ends.
+SHORTEST = 1e-9
+# The error of a step with an undefined stage: it is taken again, five times shorter. A NaN would
+# end torchdiffeq's step control.
+REFUSED = 1e10
+
+
+class Elapsed:
+    """dx/ds = span f(start + s span, x), with what has to be known of every trajectory.
+
+    A trajectory is frozen outside the bound, and for good from where its field is not finite.
+
+    Args:
+        field: The drawn vector field.
+        start: Shape (series, 1).
+        span: Length of one unit of s, shape (series, 1).
+        max_state: The bound.
+        max_num_steps: Largest number of steps; None for fixed-step methods.
+    """
+
+    def __init__(
+        self,
+        field: VectorField,
+        start: Tensor,
+        span: Tensor,
+        *,
+        max_state: float,
+        max_num_steps: int | None,
+    ) -> None:
+        self.field, self.start, self.span = field, start, span
+        self.max_state, self.max_num_steps = max_state, max_num_steps
+        self.num_evaluations = self.num_steps = self.num_adjoint_steps = 0
+        self.position = 0.0
+        self.error = torch.zeros(())
+        self.until, self.is_undefined = torch.full_like(start, torch.inf), start.isnan()
+
+    def __call__(self, s: Tensor, x: Tensor) -> Tensor:
+        """dx/ds, shaped like x."""
+        self.num_evaluations += 1
+        is_alive = (x.abs() <= self.max_state).all(-1, keepdim=True) & (s < self.until)
+        bounded = x.clamp(-self.max_state, self.max_state)
+        rate = self.field(self.start + s.to(x.dtype) * self.span, bounded)
+        is_defined = rate.isfinite().all(-1, keepdim=True)
+        self.is_undefined = self.is_undefined | (is_alive & ~is_defined)
+        return torch.where(is_alive & is_defined, self.span * rate, 0.0)
+
+    @torch.no_grad()
+    def fit(self, x0: Tensor) -> Tensor:
+        """The initial state with the draws of the field, (*draws, series, state)."""
+        rate = self(self.start.new_zeros(()), x0)
+        self.until = self.until.expand(*rate.shape[:-1], 1)
+        self.error = rate.new_zeros(rate.shape[:-1])
+        return x0.expand_as(rate)
+
+    def is_frozen(self, position: Tensor, path: Tensor) -> Tensor:
+        """Whether states (*draws, series, time, state) at some s (series, time) are frozen."""
+        until = torch.where(self.is_undefined, self._before_step(), self.until)
+        return ~(path.abs() <= self.max_state).all(-1) | (position > until)
+
+    # ---- what torchdiffeq calls beside the field ---------------------------------------------------
+    def norm(self, error: Tensor) -> Tensor:
+        """Size of an error in units of the tolerance, without a gradient through the step size."""
+        size = error.detach().pow(2).mean(-1).sqrt().nan_to_num(nan=REFUSED)
+        self.error = torch.where(self.is_undefined.squeeze(-1), REFUSED, size)
+        return self.error.max()
+
+    def callback_step(self, s: Tensor, x: Tensor, step: Tensor) -> None:
+        """Before every step that is tried."""
+        self.num_steps += 1
+        # a fixed step is never taken again
+        if self.max_num_steps is None or step < SHORTEST:
+            self.until = torch.where(self.is_undefined, self._before_step(), self.until)
+        self.is_undefined = torch.zeros_like(self.is_undefined)
+        self._check(self.num_steps, s, step)
+
+    def callback_step_adjoint(self, s: Tensor, x: Any, step: Tensor) -> None:
+        """Before every step that is tried on the way back."""
+        self.num_adjoint_steps += 1
+        self.is_undefined = torch.zeros_like(self.is_undefined)
+        self._check(self.num_adjoint_steps, s, step)
+
+    def _before_step(self) -> float:
+        # torchdiffeq calls a stage up to one rounding before the step that it belongs to
+        return self.position - 4 * torch.finfo(self.start.dtype).eps
+
+    def _check(self, num_steps: int, s: Tensor, step: Tensor) -> None:
+        self.position = s.item()
+        if self.max_num_steps is None:
+            return
+        if num_steps > self.max_num_steps:
+            raise SolverError(self.explain(f"max_num_steps={self.max_num_steps} are taken"))
+        if not s.abs() + step > s.abs():
+            raise SolverError(self.explain("the step has shrunk to nothing"))
+
+    def explain(self, reason: str) -> str:
+        """What happened, in which trajectory (the one with the largest error) and the mend."""
+        place = [int(i) for i in torch.unravel_index(self.error.argmax(), self.error.shape)]
+        draw = f"draw {place[0] if len(place) == 2 else tuple(place[:-1])}, " if place[:-1] else ""
+        row = min(place[-1], len(self.start) - 1)
+        at = (self.start[row] + self.position * self.span[row]).item()
+        return (
+            f"the solver gave up after {self.num_evaluations} evaluations ({reason}) in {draw}"
+            f"series {place[-1]} near the dimensionless time {at:.3g}: the drawn field is too "
+            "stiff or explodes. Tighten the weight prior, shorten the time span, loosen rtol, "
+            "raise max_num_steps, or take FixedGridSolver."
+        )
