@@ -10,10 +10,10 @@ from bayesode.errors import FitError as FitError
 from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
 from bayesode.inference.elbo import elbo_terms as elbo_terms
+from bayesode.inference.ensemble import Ensemble as Ensemble
+from bayesode.inference.gradients import GradientCheck as GradientCheck
 from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
-from bayesode.inference.gradients import GradientCheck as GradientCheck
-from bayesode.inference.ensemble import Ensemble as Ensemble
 from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs

@@ -60,7 +60,8 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
     curves = posterior.predict(fine, num_draws=num_draws, seed=seed)
     fan_chart(curves, train, test).savefig(folder / "forecast.png", dpi=150)
     vector_field(posterior, seed=seed).savefig(folder / "field.png", dpi=150)
-    save_netcdf(posterior.to_arviz(num_draws=min(num_draws, 500), seed=seed), folder / "posterior.nc")
+    idata = posterior.to_arviz(num_draws=min(num_draws, 500), seed=seed)
+    save_netcdf(idata, folder / "posterior.nc")
     posterior.save(folder / "run")
     scores = _scores(table) | {
         "elbo": terms.elbo.item(),

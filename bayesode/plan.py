@@ -73,8 +73,7 @@ def plan(train: Trajectories, likelihood: str = "gaussian") -> FitPlan:
         >>> bo.plan(bo.datasets.van_der_pol().observed).hidden
         (32,)
     """
-    if likelihood not in TRANSFORM_OF:
-        raise DataError(f"likelihood must be one of {sorted(TRANSFORM_OF)}, not {likelihood!r}.")
+    check_likelihood(likelihood)
     units = Units.from_data(train, transform=TRANSFORM_OF[likelihood])
     width, why_width = _width(train.num_observed, len(train.names))
     step, why_step = _step(units, train)
@@ -86,6 +85,16 @@ def plan(train: Trajectories, likelihood: str = "gaussian") -> FitPlan:
         "prior_scale": "weights N(0, 9 / fan_in), biases N(0, 9): narrower priors bend the fit",
     }
     return FitPlan(likelihood, units.config, (width,), step, 3.0, reasons)
+
+
+def check_likelihood(likelihood: str) -> None:
+    """Refuse an unknown likelihood.
+
+    Raises:
+        DataError: Then.
+    """
+    if likelihood not in list(TRANSFORM_OF):
+        raise DataError(f"likelihood must be one of {sorted(TRANSFORM_OF)}, not {likelihood!r}.")
 
 
 def _width(num_observed: int, dim: int) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesode.data_checks import as_numbers, shape_of
 from bayesode.errors import DataError, ShapeError
 from bayesode.smoothing import smooth
 from bayesode.trajectories import Trajectories
@@ -23,12 +24,16 @@ class Units(nn.Module):
     logarithm. The default is the identity map.
 
     Args:
-        location: Per state component, on the scale of g.
-        scale: Per state component, on the scale of g, positive.
+        location: Per state component, on the scale of g; one number for all also does.
+        scale: Per state component, on the scale of g, positive; likewise.
         time_origin: In the unit of the data.
         time_unit: Length of one dimensionless unit of time, in the unit of the data.
         transform: "identity" or "log".
         names: Names of the state components.
+
+    Raises:
+        ShapeError: If location, scale and names disagree on the number of components.
+        DataError: For numbers that are not finite or not positive, or an unknown transform.
 
     Example:
         >>> import torch
@@ -55,17 +60,22 @@ class Units(nn.Module):
         super().__init__()
         if transform not in TRANSFORMS:
             raise DataError(f"transform must be one of {TRANSFORMS}, not {transform!r}.")
-        for name, value in (
-            ("location", location),
-            ("scale", scale),
-            ("time_origin", time_origin),
-            ("time_unit", time_unit),
-        ):
-            tensor = torch.as_tensor(value, dtype=torch.float64)
-            if not torch.isfinite(tensor).all() or (name in ("scale", "time_unit") and (tensor <= 0).any()):
-                raise DataError(f"{name} of the units must be finite (and positive), not {value}.")
-            self.register_buffer(name, tensor)
+        given = {"location": location, "scale": scale}
+        numbers = {name: _numbers(name, value).reshape(-1) for name, value in given.items()}
+        try:
+            numbers["location"], numbers["scale"] = torch.broadcast_tensors(*numbers.values())
+        except RuntimeError as error:
+            sizes = [len(number) for number in numbers.values()]
+            raise ShapeError(f"{sizes[0]} locations for {sizes[1]} scales.") from error
+        numbers["time_origin"] = _numbers("time_origin", time_origin).reshape(())
+        numbers["time_unit"] = _numbers("time_unit", time_unit).reshape(())
+        for name, number in numbers.items():
+            self.register_buffer(name, number.clone())
         self.transform, self.names = transform, tuple(names)
+        if names and len(names) != len(self.location):
+            raise ShapeError(f"{len(names)} names for {len(self.location)} components.")
+        if len(set(names)) < len(names):
+            raise DataError(f"names of the components must be unique, not {list(names)}.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
         # float64 whatever dtype the model is cast to: float32 cannot hold seconds since 1970
@@ -94,18 +104,21 @@ class Units(nn.Module):
         transform: str = "identity",
         hidden: Mapping[str, float] | None = None,
     ) -> Units:
-        """Units in which the data have mean 0, sd 1 and a root mean square speed of 1.
+        """Units in which the data have mean 0, sd 1 and, smoothed, a root mean square speed of 1.
 
         Args:
             train: Training data with values of shape (series, time, component).
             transform: "log" for positive data that vary by factors.
-            hidden: State components that are not observed, {name: scale}.
+            hidden: State components that are not observed, {name: scale}, the scale in users'
+                units; under "log" it is their typical size, and the sd of their logarithm is 1.
 
         Raises:
             ShapeError: If the data are not vectors.
             DataError: If there is too little data, a component is constant or never observed, or
                 values <= 0 meet the log transform.
         """
+        if transform not in TRANSFORMS:
+            raise DataError(f"transform must be one of {TRANSFORMS}, not {transform!r}.")
         values, mask = _observed(train, transform)
         grid = train.grid
         location = torch.where(mask, values, 0.0).sum((0, 1)) / mask.sum((0, 1))
@@ -119,21 +132,23 @@ class Units(nn.Module):
                 "could be fitted. Drop it (and add it to inputs if the others depend on it)."
             )
         smoothed = smooth(grid, deviation / scale, mask, grid)
-        real = torch.arange(grid.shape[1], device=grid.device) < train.num_times[:, None]
-        speed = smoothed.derivative[real].square().mean().sqrt().item()
+        # where nothing was observed the smoother falls back to the mean and stands still
+        speed = smoothed.derivative[mask].square().mean().sqrt().item()
         span = (grid.amax(-1) - train.start).max().item()
         unit = 1 / speed if math.isfinite(speed) and speed * span > 1e-3 else span
         extra = dict(hidden or {})
+        size = _numbers("scale", list(extra.values())).to(scale) if extra else scale.new_empty(0)
+        is_log = transform == "log"
         return cls(
-            torch.cat([location, location.new_zeros(len(extra))]),
-            torch.cat([scale, scale.new_tensor(list(extra.values()))]),
+            torch.cat([location, size.log() if is_log else torch.zeros_like(size)]),
+            torch.cat([scale, torch.ones_like(size) if is_log else size]),
             time_origin=train.start.min().item(),
             time_unit=unit,
             transform=transform,
             names=(*train.names, *extra),
         )
 
-    # ---- values ------------------------------------------------------------------------------------
+    # ---- values ----------------------------------------------------------------------------------
     def to_state(self, values: Tensor) -> Tensor:
         """Dimensionless numbers of values in users' units, shape (..., component)."""
         if self.transform == "log":
@@ -164,29 +179,47 @@ class Units(nn.Module):
         slope = rate * self.scale[size].to(rate.dtype) / self.time_unit.to(rate.dtype)
         return slope * self.to_users(state) if self.transform == "log" else slope
 
-    # ---- times -------------------------------------------------------------------------------------
+    # ---- times -----------------------------------------------------------------------------------
     def dimensionless_times(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
         """Starts, shape (series,), and times, shape (series, time), float64."""
         start = (trajectories.start - self.time_origin) / self.time_unit
         return start, (trajectories.grid - self.time_origin) / self.time_unit
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    """Float64, finite, and positive where that is needed."""
+    number = as_numbers(name, value).to(torch.float64)
+    if not torch.isfinite(number).all():
+        raise DataError(f"{name} of the units must be finite, not {number.tolist()}.")
+    if name in ("scale", "time_unit") and not (number > 0).all():
+        raise DataError(f"{name} of the units must be positive, not {number.tolist()}.")
+    if name in ("time_origin", "time_unit") and number.numel() != 1:
+        raise ShapeError(f"{name} is one number, not {shape_of(number)}.")
+    return number
+
+
 def _observed(train: Trajectories, transform: str) -> tuple[Tensor, Tensor]:
+    if not isinstance(train, Trajectories):
+        raise DataError(
+            f"Trajectories are needed, not {type(train).__name__} (of simulated data: .observed)."
+        )
     if train.values is None or train.mask is None:
         raise DataError("units need observed values; this is a question without values.")
     if train.values.dim() != 3:
         raise ShapeError(
-            f"units of the state need values (series, time, component), not {train.values.shape}; "
-            "give Units(...) yourself for images and other events."
+            f"units of the state need values (series, time, component), not "
+            f"{shape_of(train.values)}; give Units(...) yourself for images and other events."
         )
     seen = train.mask.sum((0, 1))
     if (seen == 0).any():
         name = train.names[int((seen == 0).nonzero()[0])]
         raise DataError(f"component {name!r} has no observed value; drop it.")
-    if seen.min() < 3 or train.mask.flatten(2).any(-1).sum(-1).max() < 2:
+    most = int(train.mask.flatten(2).any(-1).sum(-1).max())
+    if seen.min() < 3 or most < 2:
         raise DataError(
-            f"{int(seen.min())} observed point(s) per component say nothing about a rate of change; "
-            "a fit needs at least 3 per component and 2 times in one series."
+            f"{train.names[int(seen.argmin())]!r} has {int(seen.min())} observed point(s), and no "
+            f"series has more than {most} observed time(s): that says too little about a rate of "
+            "change. A fit needs at least 3 points per component and 2 times in one series."
         )
     values = train.values.to(torch.float64)
     if transform == "log":

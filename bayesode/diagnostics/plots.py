@@ -30,8 +30,8 @@ STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 
 STYLE |= dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 7)
 # Blue and vermilion differ for every kind of colour blindness (Okabe and Ito 2008).
 LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
-TRAIN: dict[Any, Any] = {"label": "training data", "marker": "o", "c": "black", "ms": 1.8}
-TEST: dict[Any, Any] = {"label": "held-out data", "marker": "s", "c": "#d55e00", "ms": 2.6}
+TRAIN: dict[str, Any] = dict(label="training data", marker="o", c="black", ms=1.8)
+TEST: dict[str, Any] = dict(label="held-out data", marker="s", c="#d55e00", mfc="w", ms=2.6)
 # Perceptually uniform; light where the field is known, never so dark that it hides what lies on it.
 UNCERTAINTY = ListedColormap(colormaps["magma_r"](np.linspace(0, 0.55, 256)))
 MAX_SERIES = 4  # columns that fit on a page
@@ -81,8 +81,12 @@ def fan_chart(
     asked, train = ensemble.trajectories, ensemble.train if train is None else train
     labels = list(asked.series[:MAX_SERIES] if series is None else series)
     rows, widths = asked.positions(labels), sorted(levels, reverse=True)
-    if not labels or not widths or not all(0 < width < 1 for width in widths):
-        raise DataError(f"needs series and levels between 0 and 1, not {labels} and {levels}.")
+    is_wrong = not labels or num_paths < 0 or not all(0 < width < 1 for width in widths)
+    if is_wrong or not widths:
+        raise DataError(
+            "needs one series or more, levels between 0 and 1 and num_paths >= 0, not "
+            f"{labels}, {levels} and {num_paths}."
+        )
     values, kept = ensemble.values[:, rows], ~ensemble.failed[:, rows]
     if values.dim() != 4:
         raise ShapeError(f"needs values (draws, series, time, component), not {shape_of(values)}.")
@@ -103,11 +107,10 @@ def fan_chart(
             found = [points[k][1][:, component] for points in data for k in labels if k in points]
             _follow_data(panels[component], found, bands[..., component], ensemble.transform)
         for column, label in enumerate(labels):
-            share = 1 - kept[:, column].double().mean().item()
-            note = f"\n{100 * share:.3g} % of draws failed" if share else ""
-            panels[0, column].set_title(
-                f"{'' if isinstance(label, str) else 'series '}{label}{note}"
-            )
+            share = 100 * (1 - kept[:, column].double().mean().item())
+            title = label if isinstance(label, str) else f"series {label}"
+            note = f"\n{share:.3g} % of draws failed" if share else ""
+            panels[0, column].set_title(title + note)
             panels[-1, column].set_xlabel("time")
         _add_legend(figure, panels, is_own=axes is None)
     return figure
@@ -157,17 +160,8 @@ def vector_field(
     names, observed = _observed_plane(posterior, components)
     if num_draws < 2 or resolution < 2:
         raise DataError(f"needs 2 draws and points or more, not {num_draws=}, {resolution=}.")
-    units, pair, is_truth = posterior.model.units, list(components), truth is not None
-    is_log = units.transform == "log"
-    scaled, unscaled = (torch.log, torch.exp) if is_log else (torch.clone, torch.clone)
-    seen = scaled(observed)
-    low, high = seen[:, pair].nanquantile(seen.new_tensor([0.0, 1.0]), 0)
-    low, high = 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
-    dim = posterior.draws(1, seed=0)["x0"].shape[-1]
-    states = units.to_users(seen.new_zeros(dim)).repeat(resolution**2, 1)
-    states[:, : len(names)] = unscaled(seen.nanmean(0))
-    side = torch.linspace(0, 1, resolution, dtype=seen.dtype)
-    states[:, pair] = unscaled(low + (high - low) * torch.cartesian_prod(side, side).flip(-1))
+    pair, is_log = list(components), posterior.model.units.transform == "log"
+    low, high, states = _grid(posterior, observed, pair, resolution)
     unit = (high - low) * (states[:, pair] if is_log else 1.0)  # ranges of the axes, users' units
     draws = posterior.field(states, num_draws=num_draws, seed=seed).to(states)[..., pair] / unit
     mean, length = draws.mean(0), draws.norm(dim=-1).mean(0).clamp_min(1e-300)
@@ -183,13 +177,13 @@ def vector_field(
         for panel, (title, (speed, shade)) in zip(panels[0], fields.items(), strict=True):
             panel.set(title=title, xlabel=names[pair[0]])
             for letter, ends in zip("xy", torch.stack([low, high], -1), strict=True):
-                _set_limits(panel, letter, _array(ends), is_log)
+                _set_limits(panel, letter, ends.tolist(), is_log)
             image = _draw_field(panel, _array(speed.T), _array(shade), resolution)
             panel.plot(*_array(observed[:, pair].T), ls="", mec="w", mew=0.3, **TRAIN | {"ms": 3})
         panels[0, 0].set_ylabel(names[pair[1]])
-        label = "sd (left), error (right) / mean length" if is_truth else "sd / mean length"
-        look: dict[str, Any] = {"extend": "both", "format": "{x:g}", "label": label}
-        figure.colorbar(image, ax=panels[0].tolist(), **look).minorticks_off()
+        label = ("sd" if truth is None else "sd (left), error (right)") + " / mean length"
+        bar = figure.colorbar(image, ax=panels[0].tolist(), extend="both", format="{x:g}")
+        bar.set_label(label)
         _add_legend(figure, panels, is_own=axes is None)
     return figure
 
@@ -205,6 +199,24 @@ def _observed_plane(posterior: Posterior, pair: Sequence[int]) -> tuple[tuple[st
         raise DataError(f"components must be two of 0 to {len(train.names) - 1}, not {pair}.")
     seen = torch.where(train.mask, train.values, torch.nan)
     return train.names, seen.flatten(0, 1).double().cpu()
+
+
+def _grid(
+    posterior: Posterior, observed: Tensor, pair: list[int], resolution: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends of the axes (2,), logarithms for logarithmic ones, and states (points, state)."""
+    units = posterior.model.units
+    is_log = units.transform == "log"
+    scaled, unscaled = (torch.log, torch.exp) if is_log else (torch.clone, torch.clone)
+    seen = scaled(observed)
+    low, high = seen[:, pair].nanquantile(seen.new_tensor([0.0, 1.0]), 0)
+    low, high = 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
+    dim = posterior.draws(1, seed=0)["x0"].shape[-1]
+    states = units.to_users(units.location.new_zeros(dim)).to(seen).repeat(resolution**2, 1)
+    states[:, : seen.shape[-1]] = unscaled(seen.nanmean(0))
+    side = torch.linspace(0, 1, resolution, dtype=seen.dtype)
+    states[:, pair] = unscaled(low + (high - low) * torch.cartesian_prod(side, side).flip(-1))
+    return low, high, states
 
 
 def _points(data: Trajectories, size: int) -> dict[str | int, Any]:
@@ -237,8 +249,9 @@ def _draw_fan(panel: Axes, times: Any, bands: Any, paths: Any, widths: Sequence[
         look: dict[str, Any] = {"color": shade, "label": f"{100 * widths[k]:g} % interval"}
         draw(times, bands[k], bands[-1 - k], lw=6 * is_single, zorder=1, **look)
     look = {"color": LINE, "marker": "_" if is_single else None}
-    panel.plot(times, paths.T, lw=0.4, alpha=0.4, **look)
-    panel.plot([], [], lw=0.4, color=LINE, label="draws of the signal")
+    for k, path in enumerate(paths):
+        label = "draws of the signal" if k == 0 else None
+        panel.plot(times, path, lw=0.4, alpha=0.4, label=label, **look)
     panel.plot(times, bands[len(widths)], lw=1, label="median", **look)
 
 
@@ -247,7 +260,7 @@ def _draw_points(panel: Axes, data: Sequence[Any], component: int) -> None:
     for points, mark in zip(data, (TRAIN, TEST), strict=False):
         if points is not None:
             times, values = points
-            panel.plot(times, values[:, component], ls="", mew=0.6, mfc="none", **mark)
+            panel.plot(times, values[:, component], ls="", mew=0.6, **mark)
     if data[0] is not None:
         end = data[0][0][np.isfinite(data[0][1]).any(-1)].max(initial=-np.inf)
         if -np.inf < end < panel.dataLim.x1:
@@ -261,9 +274,9 @@ def _draw_field(panel: Axes, speed: np.ndarray, shade: np.ndarray, resolution: i
     frame: dict[str, Any] = {"transform": panel.transAxes, "zorder": 0.5}
     look: dict[str, Any] = {"extent": (-half, 1 + half) * 2, "origin": "lower", "aspect": "auto"}
     look |= {"cmap": UNCERTAINTY, "norm": LogNorm(0.01, 1), "interpolation": "bilinear"}
-    image = panel.imshow(shade.reshape(resolution, resolution), **look, **frame)
+    image = panel.imshow(shade.clip(1e-9).reshape(resolution, resolution), **look, **frame)
     u, v = speed.reshape(2, resolution, resolution)
-    width = 0.3 + 0.9 * np.hypot(u, v) / np.hypot(u, v).max()
+    width = 0.3 + 0.9 * np.hypot(u, v) / max(np.hypot(u, v).max(), 1e-300)
     panel.streamplot(side, side, u, v, color="#444444", linewidth=width, arrowsize=0.6, **frame)
     return image
 
@@ -274,17 +287,18 @@ def _follow_data(panels: Any, found: list[np.ndarray], bands: np.ndarray, transf
     scaled = (lambda line: np.log(np.maximum(line, 1e-300))) if is_log else np.asarray
     seen, *edges = (scaled(line[np.isfinite(line)]) for line in (np.concatenate(found), *bands))
     middle = len(edges) // 2
-    core = seen = seen if len(seen) else edges[middle]
+    core = seen if len(seen) else edges[middle]
     if len(core):
+        low, high, span = core.min(), core.max(), np.ptp(core) or 1.0
         for k, reach in ((0, OUTER_REACH), (middle - 1, INNER_REACH)):
-            near = np.array([core.min(), core.max()]) + [-reach, reach] * (np.ptp(core) or 1.0)
-            seen = np.concatenate([seen, edges[k].clip(*near), edges[-1 - k].clip(*near)])
-        margin = np.array([-0.05, 0.05]) * np.ptp(seen)
+            near = core.min() - reach * span, core.max() + reach * span
+            low = min(low, edges[k].clip(*near).min())
+            high = max(high, edges[-1 - k].clip(*near).max())
         for panel in panels:
-            _set_limits(panel, "y", margin + [seen.min(), seen.max()], is_log)
+            _set_limits(panel, "y", (1.05 * low - 0.05 * high, 1.05 * high - 0.05 * low), is_log)
 
 
-def _set_limits(panel: Axes, letter: str, ends: np.ndarray, is_log: bool) -> None:
+def _set_limits(panel: Axes, letter: str, ends: Sequence[float], is_log: bool) -> None:
     """Limits of an axis, logarithms for a logarithmic one, and ticks to count by."""
     if is_log:
         panel.set(**{f"{letter}scale": "log"})

@@ -15,7 +15,8 @@ from bayesode.tabular import dataset
 from bayesode.trajectories import Trajectories
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message=".*ArviZ is undergoing a major refactor", category=FutureWarning)
+    message = ".*ArviZ is undergoing a major refactor"
+    warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     import arviz as az
 
 IS_LEGACY = hasattr(az, "InferenceData")
@@ -42,9 +43,11 @@ def inference_data(
         observed points to one dim `obs`: a NaN of a missing value would make any sum NaN.
     """
     time = {"time": data.times.cpu().numpy()} if data.times.dim() == 1 else {}
-    event = ["component"] if len(data.event_shape) == 1 else [
-        f"event{i}" for i in range(len(data.event_shape))
-    ]
+    event = (
+        ["component"]
+        if len(data.event_shape) == 1
+        else [f"event{i}" for i in range(len(data.event_shape))]
+    )
     common: dict[str, Any] = {"series": list(data.series), "component": list(data.names)} | time
     if "time" not in common:
         common["time_of_series"] = (["series", "time"], data.grid.cpu().numpy())

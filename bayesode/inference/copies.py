@@ -14,8 +14,8 @@ def own_copies(
 ) -> tuple[Any, Any]:
     """Deep copies of a model and a guide, on one dtype and device; the originals stay whole.
 
-    Copying an autoguide sets the model inside it to None, in the copy and in the original. The model
-    inside is copied along, with the rule by which the guide begins, and the original is mended.
+    Copying an autoguide sets the model inside it to None, in the copy and in the original. That
+    model is copied along, with the rule by which the guide begins, and the original is mended.
     """
     parts = autoguides(guide)
     inside = [(part._model, part.master) for part in parts]

@@ -99,7 +99,7 @@ def elbo_terms(
         kl[site] = scale * divergence.sum(-1).mean() if is_local(site) else divergence.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
-    log_likelihood = scale * law.log_prob(trajectories.values).sum(-1).mean()
+    log_likelihood = scale * law.log_prob(trajectories.values).sum(-1).mean()  # pyright: ignore
     return ELBOTerms(log_likelihood, kl, is_closed_form, solution)
 
 

@@ -88,7 +88,7 @@ class Ensemble:
         """
         return self._solver_error()
 
-    # ---- summaries ---------------------------------------------------------------------------------
+    # ---- summaries -------------------------------------------------------------------------------
     @cached_property
     def mean(self) -> Tensor:
         """Mean of the signal over the draws, shape (series, time, *event)."""
@@ -135,7 +135,7 @@ class Ensemble:
                 f"{test!r}; predict(train.at(test))."
             )
         if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
-            raise DataError("the data's times are not those of the ensemble: predict(train.at(test)).")
+            raise DataError("the data have other times than the ensemble: predict(train.at(test)).")
         with torch.no_grad():
             law = self.observe(self.path, test.mask)
             return law.base_dist.log_prob(test.values.to(self.path.dtype))  # type: ignore

@@ -113,9 +113,7 @@ def check_gradients(
         return GradientCheck(_compare(objective, loss, model.solver))
 
 
-def _compare(
-    objective: Objective, loss: Callable[[Any], Tensor], own: Any
-) -> list[dict[str, Any]]:
+def _compare(objective: Objective, loss: Callable[[Any], Tensor], own: Any) -> list[dict[str, Any]]:
     direct = ODESolver("dopri5", RTOL, ATOL, max_num_steps=100_000)
     adjoint = ODESolver("dopri5", RTOL, ATOL, "adjoint", max_num_steps=100_000)
     named = objective.named_parameters()

@@ -80,24 +80,28 @@ class TermsObjective:
         self.num_evaluations = 0
 
     def warm_start(self, train: Trajectories) -> Start | None:
+        """Put the guide near the data."""
         start = find_start(self.model, train)
         for site, value in start.values.items():
             self.guide.set_site(site, value, start.scales[site], start.units.get(site))
         return start
 
     def prepare(self, batch: Trajectories, num_particles: int) -> None:
-        pass
+        """Make the parameters and check that guide and model fit together."""
 
     def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+        """A differentiable estimate of the negative ELBO, a scalar."""
         terms = elbo_terms(self.model, self.guide, batch, num_particles=num_particles)
         if terms.solution is not None:
             self.num_evaluations = terms.solution.num_evaluations
         return -terms.elbo
 
     def named_parameters(self) -> dict[str, Tensor]:
+        """Everything that is optimised."""
         return dict(self.guide.named_parameters())
 
     def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        """Torch optimisers over all parameters."""
         everything = list(self.named_parameters().values())
         if not self.is_minibatch:
             return [make([{"params": everything, "lr": learning_rate}])]
@@ -109,6 +113,7 @@ class TermsObjective:
         return [shared_optimizer, torch.optim.SparseAdam(own, lr=learning_rate)]
 
     def before_step(self, batch: Trajectories) -> None:
+        """Called between backward and step."""
         if not self.is_minibatch:
             return
         rows = self.guide.rows(batch)
@@ -119,6 +124,7 @@ class TermsObjective:
             )
 
     def status(self) -> dict[str, str]:
+        """Figures for the progress bar."""
         shown = {"evaluations": str(self.num_evaluations)}
         if "likelihood.noise_scale" in self.guide.supports:
             noise = self.guide.location("likelihood.noise_scale").exp().mean()
@@ -143,6 +149,7 @@ class PyroObjective:
         self._parameters: dict[str, Tensor] = {}
 
     def warm_start(self, train: Trajectories) -> Start | None:
+        """Put the guide near the data."""
         if not isinstance(self.guide, AutoGuide) or self.guide.prototype_trace is not None:
             return None
         start = find_start(self.model, train)
@@ -156,6 +163,7 @@ class PyroObjective:
         return start
 
     def prepare(self, batch: Trajectories, num_particles: int) -> None:
+        """Make the parameters and check that guide and model fit together."""
         self._check_plates(batch)
         with pyro.poutine.trace(param_only=True) as capture:
             self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
@@ -166,21 +174,25 @@ class PyroObjective:
             raise FitError("the guide has no parameters: nothing can be fitted.")
 
     def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+        """A differentiable estimate of the negative ELBO, a scalar."""
         return self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
 
     def named_parameters(self) -> dict[str, Tensor]:
+        """Everything that is optimised."""
         return self._parameters
 
     def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
+        """Torch optimisers over all parameters."""
         fast = [p for name, p in self._parameters.items() if "scale" in name]
         slow = [p for name, p in self._parameters.items() if "scale" not in name]
         groups = [(slow, learning_rate), (fast, self.scale_ratio * learning_rate)]
         return [make([{"params": p, "lr": rate} for p, rate in groups if p])]
 
     def before_step(self, batch: Trajectories) -> None:
-        pass
+        """Called between backward and step."""
 
     def status(self) -> dict[str, str]:
+        """Figures for the progress bar."""
         return {}
 
     def _elbo(self, num_particles: int) -> Trace_ELBO:

@@ -59,7 +59,7 @@ class Posterior:
 
     # ---- draws -----------------------------------------------------------------------------------
     def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
-        """Draws of every site in users' units: {site: (draws, *event)}, x0 (draws, series, state)."""
+        """Draws of every site in users' units: (draws, *event), x0 (draws, series, state)."""
         with self._active(seed):
             values = self._sample(self.train, num_draws)
         raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
@@ -181,8 +181,8 @@ class Posterior:
         """
         if not hasattr(self.guide, "posteriors"):
             raise DataError(
-                f"the guide {type(self.guide).__name__} does not declare its posteriors, so its ELBO "
-                "has no terms; history.elbo has the estimates of the fit."
+                f"the guide {type(self.guide).__name__} does not declare its posteriors, so its "
+                "ELBO has no terms; history.elbo has the estimates of the fit."
             )
         with self._active(seed):
             return elbo_terms(self.model, self.guide, self.train, num_particles=num_particles)
@@ -227,9 +227,7 @@ class Posterior:
 
     def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
         if hasattr(self.guide, "posteriors"):
-            return sample_sites(
-                self.guide.posteriors(question), num_draws, question.num_series
-            )[0]
+            return sample_sites(self.guide.posteriors(question), num_draws, question.num_series)[0]
         with pyro.plate("draws", num_draws, dim=-2):
             trace = pyro.poutine.trace(self.guide).get_trace(self.train)
         sites = [*self.model.global_priors(), "x0"]

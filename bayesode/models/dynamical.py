@@ -64,13 +64,14 @@ class DynamicalModel(PyroModule):
     ) -> None:
         super().__init__()
         for name, part in (("initial", initial), ("field", field), ("likelihood", likelihood)):
-            if not (hasattr(part, "priors") and hasattr(part, "build")):
+            has_methods = hasattr(part, "priors") and hasattr(part, "build")
+            if not (isinstance(part, nn.Module) and has_methods):
                 raise DataError(
-                    f"{name}={type(part).__name__} is no random part: it needs the methods priors() "
-                    "and build(values, inputs) (see bayesode.models.contracts)."
+                    f"{name}={part!r} is no random part: it has to be a module with the methods "
+                    "priors() and build(values, inputs) (see bayesode.models.contracts)."
                 )
             setattr(self, name, copy.deepcopy(part))
-        if not isinstance(solver, Solver):
+        if not isinstance(solver, Solver) or isinstance(solver, type):
             raise DataError(f"solver={solver!r} is no solver; take FixedGridSolver or ODESolver.")
         self.solver = solver
         self.units = copy.deepcopy(units) if units is not None else Units()

@@ -25,6 +25,8 @@ class NormalInitial(nn.Module):
 
     Raises:
         ShapeError: If location or scale do not have `dim` entries.
+        DataError: If a scale is not positive, or a location is not finite, or not positive under a
+            log transform.
 
     Example:
         >>> NormalInitial(2).build({}).event_shape
@@ -43,8 +45,8 @@ class NormalInitial(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.location, self.scale = dim, _vector(dim, location), _vector(dim, scale)
-        if self.scale is not None and not (self.scale > 0).all():
-            raise DataError(f"scale must be positive, not {self.scale.tolist()}.")
+        if self.scale is not None and not (self.scale.isfinite() & (self.scale > 0)).all():
+            raise DataError(f"scale must be positive numbers, not {self.scale.tolist()}.")
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("deviation", torch.full((dim,), 2.0))
         if location is not None or scale is not None:
@@ -59,7 +61,14 @@ class NormalInitial(nn.Module):
     def with_units(self, units: Units) -> None:
         """Take on the units of a model."""
         if self.location is not None:
-            self.mean = units.to_state(self.location).to(self.mean)
+            mean = units.to_state(self.location)
+            if not mean.isfinite().all():
+                raise DataError(
+                    f"location={self.location.tolist()} has no place under the transform "
+                    f"{units.transform!r} of the units, which needs "
+                    f"{'positive' if units.transform == 'log' else 'finite'} numbers."
+                )
+            self.mean = mean.to(self.mean)
         if self.scale is not None:
             self.deviation = (self.scale / units.scale).to(self.deviation)
 

@@ -102,7 +102,7 @@ class Layout:
 
 def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """X @ matrix + bias for all draws at once."""
-    if x.dim() == matrix.dim() == 3:
+    if x.dim() == matrix.dim() == 3 and len(x) == len(matrix):
         return torch.baddbmm(bias, x, matrix)
     return x @ matrix + bias
 

@@ -99,8 +99,10 @@ class FitData:
         rows = states.flatten(0, 1), self.begins.flatten(0, 1), self.lengths.flatten(0, 1)
         derivative = vmap(jacrev(one, argnums=(0, 1), has_aux=True), in_dims=(None, 0, 0, 0))
         (by_weights, by_states), ends = derivative(weights, *rows)
-        shape = states.shape[:2]
-        return ends.unflatten(0, shape), by_weights.unflatten(0, shape), by_states.unflatten(0, shape)
+        ends, by_weights, by_states = (
+            rows.unflatten(0, states.shape[:2]) for rows in (ends, by_weights, by_states)
+        )
+        return ends, by_weights, by_states
 
     def path(self, point: Point) -> Tensor:
         """States at all knots from the first state of a point, shape (series, knot, state)."""

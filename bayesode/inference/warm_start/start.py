@@ -132,9 +132,7 @@ def fit_path(data: FitData, point: Point, noise_scale: Tensor) -> Minimum:
         point, damping = found.point, max(found.damping, 1e-5)
     path_problem = PathProblem(data, noise_scale)
     first = Point(point.weights, point.states[:, :1])
-    return levenberg_marquardt(
-        path_problem, first, max_iterations=40, tolerance=1e-4, damping=1e-3
-    )
+    return levenberg_marquardt(path_problem, first, max_iterations=40, tolerance=1e-4, damping=1e-3)
 
 
 def _start(

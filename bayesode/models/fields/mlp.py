@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from bayesode.errors import DataError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import Priors, Values, VectorField, without_plate
 from bayesode.models.networks import Layout, check_activation
@@ -29,7 +31,8 @@ class BayesianMLP(nn.Module):
         prior_scale: 3 by default: scale 1 bends fits, and wider gains nothing (RECIPE section 2).
 
     Raises:
-        DataError: For an unknown activation.
+        DataError: For an unknown activation or a prior_scale that is not positive.
+        ShapeError: For a width that is not positive.
 
     Example:
         >>> import torch
@@ -53,6 +56,8 @@ class BayesianMLP(nn.Module):
         prior_scale: float = 3.0,
     ) -> None:
         super().__init__()
+        if not 0 < prior_scale < math.inf:
+            raise DataError(f"prior_scale must be a positive number, not {prior_scale}.")
         self.config: dict[str, Any] = {
             "dim_in": dim_in,
             "hidden": list(hidden),

@@ -38,8 +38,10 @@ class _NoiseScale(nn.Module):
         prior_log_scale: float = 2.0,
     ) -> None:
         super().__init__()
-        if dim < 1 or prior_log_scale <= 0 or (prior_median is not None and prior_median <= 0):
-            raise DataError("dim, prior_median and prior_log_scale must be positive.")
+        numbers = {"dim": dim, "prior_median": prior_median, "prior_log_scale": prior_log_scale}
+        for name, number in numbers.items():
+            if number is not None and not 0 < number < math.inf:
+                raise DataError(f"{name} must be a positive number, not {number}.")
         self.dim = dim
         self.config: dict[str, Any] = {
             "dim": dim,
@@ -153,7 +155,9 @@ class LogNormalLikelihood(_NoiseScale):
         """Information of one value about the dimensionless state, (*draws, series, time, dim)."""
         slope = self.units.scale.to(path.dtype).expand(path.shape[-1])
         if self.units.transform == "identity":
-            slope = slope / self.units.log_users(path).exp()
+            users = self.units.to_users(path)
+            # below zero the logarithm is cut off: it says nothing about the state
+            slope = torch.where(users > 0, slope / users, 0.0)
         return (slope[..., : self.dim] / values["noise_scale"].unsqueeze(-2)).square()
 
     def _data_scale(self, units: Units) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,10 +56,10 @@ class Elapsed:
         self.is_undefined = self.is_undefined | (is_alive & ~is_defined)
         return torch.where(is_alive & is_defined, self.span * rate, 0.0)
 
-    @torch.no_grad()
     def fit(self, x0: Tensor) -> Tensor:
         """The initial state with the draws of the field, (*draws, series, state)."""
-        rate = self(self.start.new_zeros(()), x0)
+        with torch.no_grad():
+            rate = self(self.start.new_zeros(()), x0)
         self.until = self.until.expand(*rate.shape[:-1], 1)
         self.error = rate.new_zeros(rate.shape[:-1])
         return x0.expand_as(rate)
@@ -83,19 +83,19 @@ class Elapsed:
         if self.max_num_steps is None or step < SHORTEST:
             self.until = torch.where(self.is_undefined, self._before_step(), self.until)
         self.is_undefined = torch.zeros_like(self.is_undefined)
-        self._check(self.num_steps, s, step)
+        self._check(self.num_steps, s, step, [x])
 
-    def callback_step_adjoint(self, s: Tensor, x: Any, step: Tensor) -> None:
+    def callback_step_adjoint(self, s: Tensor, x: Sequence[Tensor], step: Tensor) -> None:
         """Before every step that is tried on the way back."""
         self.num_adjoint_steps += 1
         self.is_undefined = torch.zeros_like(self.is_undefined)
-        self._check(self.num_adjoint_steps, s, step)
+        self._check(self.num_adjoint_steps, s, step, x)
 
     def _before_step(self) -> float:
         # torchdiffeq calls a stage up to one rounding before the step that it belongs to
         return self.position - 4 * torch.finfo(self.start.dtype).eps
 
-    def _check(self, num_steps: int, s: Tensor, step: Tensor) -> None:
+    def _check(self, num_steps: int, s: Tensor, step: Tensor, state: Sequence[Tensor]) -> None:
         self.position = s.item()
         if self.max_num_steps is None:
             return
@@ -103,6 +103,8 @@ class Elapsed:
             raise SolverError(self.explain(f"max_num_steps={self.max_num_steps} are taken"))
         if not s.abs() + step > s.abs():
             raise SolverError(self.explain("the step has shrunk to nothing"))
+        if not all(x.isfinite().all() for x in state):
+            raise SolverError(self.explain("a state or a gradient is not finite"))
 
     def explain(self, reason: str) -> str:
         """What happened, in which trajectory (the one with the largest error) and the mend."""

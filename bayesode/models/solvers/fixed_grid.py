@@ -16,21 +16,26 @@ from bayesode.models.solvers.grid import substeps
 Step = Callable[[VectorField, Tensor, Tensor, Tensor, float], Tensor]
 
 
+def _inside(stage: Tensor, x: Tensor, bound: float) -> Tensor:
+    # a field's NaN must not reach its next evaluation: 0 times NaN is the gradient of its weights
+    return torch.where(stage.isnan(), x, stage).clamp(-bound, bound)
+
+
 def _euler(field: VectorField, t: Tensor, x: Tensor, h: Tensor, bound: float) -> Tensor:
     return h * field(t, x)
 
 
 def _midpoint(field: VectorField, t: Tensor, x: Tensor, h: Tensor, bound: float) -> Tensor:
     half = h / 2
-    return h * field(t + half, (x + half * field(t, x)).clamp(-bound, bound))
+    return h * field(t + half, _inside(x + half * field(t, x), x, bound))
 
 
 def _rk4(field: VectorField, t: Tensor, x: Tensor, h: Tensor, bound: float) -> Tensor:
     half = h / 2
     k1 = field(t, x)
-    k2 = field(t + half, torch.addcmul(x, half, k1).clamp(-bound, bound))
-    k3 = field(t + half, torch.addcmul(x, half, k2).clamp(-bound, bound))
-    k4 = field(t + h, torch.addcmul(x, h, k3).clamp(-bound, bound))
+    k2 = field(t + half, _inside(torch.addcmul(x, half, k1), x, bound))
+    k3 = field(t + half, _inside(torch.addcmul(x, half, k2), x, bound))
+    k4 = field(t + h, _inside(torch.addcmul(x, h, k3), x, bound))
     return h / 6 * (k1 + 2 * (k2 + k3) + k4)
 
 
@@ -58,7 +63,7 @@ class FixedGridSolver:
             frozen there: no derivative and no gradient from there on.
 
     Raises:
-        DataError: For an unknown method or a step that is not positive.
+        DataError: For an unknown method, or a step or bound that is not positive.
 
     Example:
         >>> import torch
@@ -76,8 +81,9 @@ class FixedGridSolver:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise DataError(f"method must be one of {sorted(METHODS)}, not {self.method!r}.")
-        if not (math.isfinite(self.step) and self.step > 0 and self.max_state > 0):
-            raise DataError(f"step and max_state must be positive, not {self.step}.")
+        for name in ("step", "max_state"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"{name} must be a positive number, not {getattr(self, name)}.")
 
     @property
     def config(self) -> dict[str, object]:
@@ -132,6 +138,7 @@ class FixedGridSolver:
             # NaN compares False: an undefined state freezes too
             x = torch.where(is_alive, moved, x.detach())
             states.append(x)
+        states[0] = x0.expand_as(x)  # the draws may be those of the field alone
         return states, is_alive
 
     def __call__(
