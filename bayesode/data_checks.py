@@ -31,12 +31,12 @@ def as_numbers(name: str, value: Any) -> Tensor:
             raise DataError(f"{name} must be real numbers, not {value.dtype}.")
         return value.detach().clone()
     if isinstance(value, np.ma.MaskedArray):  # numpy drops its mask without a word
-        value = value.astype(np.result_type(value, np.float32)).filled(np.nan)
+        value = np.ma.filled(value.astype(np.result_type(value, np.float32)), np.nan)
     array = as_array(name, value)
     if array.dtype.kind not in "fiu":
         raise DataError(
             f"{name} must be real numbers, not {array.dtype}; convert text, dates and other "
-            "objects first, and write NaN where a value is missing."
+            f"objects first{', with NaN where one is missing' if name == 'values' else ''}."
         )
     dtype = np.int64 if array.dtype.kind in "iu" else f"f{min(array.dtype.itemsize, 8)}"
     return torch.from_numpy(array.astype(dtype, order="C"))
@@ -83,7 +83,7 @@ def as_number(name: str, value: Any) -> float:
 
 def as_list(value: Any) -> list[Any]:
     """The items of a list, array or tensor of labels; a string or number alone is one item."""
-    plain = value.tolist() if hasattr(value, "tolist") else value
+    plain: Any = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(plain, str) or not isinstance(plain, Iterable):
         plain = [plain]
     return [item.item() if hasattr(item, "item") else item for item in plain]

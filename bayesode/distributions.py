@@ -26,13 +26,18 @@ class ObservedWhere(dist.MaskedDistribution):
         super().__init__(base_dist, mask)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> ObservedWhere:
-        shape = torch.Size(batch_shape)
-        return ObservedWhere(self.base_dist.expand(shape), self._mask.expand(shape), self.fill)
+        """The law of a larger batch."""
+        shape, mask = torch.Size(batch_shape), self._observed
+        return ObservedWhere(self.base_dist.expand(shape), mask.expand(shape), self.fill)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density per entry, 0 where masked."""
         # outside the mask the value is `fill` for the base law, whatever it was
-        return super().log_prob(torch.where(self._mask, value, self.fill))
+        return super().log_prob(torch.where(self._observed, value, self.fill))
+
+    @property
+    def _observed(self) -> Tensor:
+        return torch.as_tensor(self._mask)
 
 
 def observed_law(

@@ -14,12 +14,14 @@ from bayesode.units import Units
 
 TRANSFORM_OF = {"gaussian": "identity", "lognormal": "log"}
 LARGEST_STEP = 0.15  # of the time unit: RK4 follows a field of unit speed to .1 noise sd
-MAX_SUBSTEPS = 8  # per interval between observations
+MAX_SUBSTEPS = 8  # per gap between times, at its 99 % quantile
 
 
 @dataclass(frozen=True)
 class FitPlan:
     """Settings of a neural ODE and the reason for each; change one with `dataclasses.replace`.
+
+    `print(plan)` shows both; `neural_ode(train, plan=plan)` takes it.
 
     Args:
         likelihood: "gaussian" or "lognormal".
@@ -43,16 +45,17 @@ class FitPlan:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = ["Plan"]
+        units = self.units
         shown = {
             "likelihood": self.likelihood,
-            "units": f"{self.units['time_unit']:.4g} per unit of time, {self.units['transform']}",
-            "hidden": "x".join(map(str, self.hidden)),
+            "units": f"time unit {units['time_unit']:.4g}, {units['transform']} transform",
+            "hidden": "x".join(map(str, self.hidden)) or "none",
             "step": f"{self.step:.3g}",
             "prior_scale": f"{self.prior_scale:g}",
         }
-        lines += [f"  {k:<12}{v:<34}{self.reasons.get(k, '')}" for k, v in shown.items()]
-        return "\n".join(lines)
+        width = max(map(len, shown.values()))
+        lines = [f"  {k:<13}{v:<{width}}  {self.reasons.get(k, '')}" for k, v in shown.items()]
+        return "\n".join(["Plan", *map(str.rstrip, lines)])
 
 
 def plan(train: Trajectories, likelihood: str = "gaussian") -> FitPlan:
@@ -79,10 +82,10 @@ def plan(train: Trajectories, likelihood: str = "gaussian") -> FitPlan:
     step, why_step = _step(units, train)
     reasons = {
         "likelihood": "as asked",
-        "units": "data have mean 0 and sd 1, the smoothed path has unit speed",
+        "units": "data have mean 0 and sd 1, the smoothed path moves one sd per time unit",
         "hidden": why_width,
         "step": why_step,
-        "prior_scale": "weights N(0, 9 / fan_in), biases N(0, 9): narrower priors bend the fit",
+        "prior_scale": "weights N(0, scale² / fan_in), biases N(0, scale²); scale 1 bends fits",
     }
     return FitPlan(likelihood, units.config, (width,), step, 3.0, reasons)
 
@@ -101,7 +104,7 @@ def _width(num_observed: int, dim: int) -> tuple[int, str]:
     weights_for_data = (num_observed / 6 - dim) / (2 * dim + 1)
     smallest = 8 if num_observed >= 100 else 3
     width = int(min(32, max(smallest, round(weights_for_data))))
-    return width, f"{num_observed} observed numbers: about one weight per six, {smallest} to 32"
+    return width, f"{num_observed} observed numbers, about one weight for six; {smallest} to 32"
 
 
 def _step(units: Units, train: Trajectories) -> tuple[float, str]:
@@ -110,4 +113,5 @@ def _step(units: Units, train: Trajectories) -> tuple[float, str]:
     gap = gaps[gaps > 0].quantile(0.99).item()
     count = min(MAX_SUBSTEPS, max(1, math.ceil(gap / LARGEST_STEP - 1e-9)))
     step = max(gap / count, 1e-6)
-    return step, f"{count} substep(s) in the usual gap of {gap:.3g} time units"
+    why = f"of the time unit: {count} in a long gap between times ({gap:.3g})"
+    return step, why + (", the most that are taken" if step > LARGEST_STEP * 1.001 else "")

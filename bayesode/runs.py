@@ -12,6 +12,7 @@ from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
 from bayesode.inference.posterior import Posterior
+from bayesode.inference.randomness import seeded
 from bayesode.inference.svi import History
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -41,6 +42,7 @@ def load(
             )
         rebuilt = systems.rebuild(config["recipe"], train)
         model, guide = model or rebuilt[0], guide or rebuilt[1]
+    _check_parts(model, config["parts"], folder)
     dtype = getattr(torch, config["dtype"])
     _fill(model.to(dtype=dtype), storage.read_state(folder / "model.pt"), folder / "model.pt")
     state: dict[str, Any] = {}
@@ -52,6 +54,24 @@ def load(
     return Posterior(model, guide, train, history=history, settings=config["settings"], state=state)
 
 
+def _check_parts(model: DynamicalModel, saved: dict[str, Any], folder: Path) -> None:
+    """What a state dict does not hold must agree: types of parts, solver steps, activations."""
+    given = storage.describe(model)
+    for name, part in saved.items():
+        if given[name]["type"] != part["type"]:
+            raise DataError(
+                f"{folder} was saved with {name}={part['type']}, the model that is given has "
+                f"{given[name]['type']}: build it as before."
+            )
+        for key, value in part["config"].items():
+            found = given[name]["config"].get(key)
+            if found != value:
+                raise DataError(
+                    f"{folder} was saved with {key}={value!r} in its {name}, the model that is "
+                    f"given has {found!r}: build it as before."
+                )
+
+
 def _fill(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
     try:
         module.load_state_dict(state)
@@ -61,14 +81,14 @@ def _fill(module: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
 
 def _fill_store(guide: Any, train: Trajectories, stored: dict[str, Any]) -> dict[str, Any]:
     """Pyro's parameter store for a guide that makes its parameters when it first runs."""
-    with pyro.get_param_store().scope() as state:
+    with seeded(0), pyro.get_param_store().scope() as state:
         guide(train)
-        store = pyro.get_param_store()
-        if set(stored) != set(store.keys()):
-            raise DataError(
-                f"the guide has the parameters {sorted(store.keys())}, the run {sorted(stored)}."
-            )
+        made = pyro.get_param_store().get_state()["params"]
+        found = {name: tuple(value.shape) for name, value in made.items()}
+        wanted = {name: tuple(value.shape) for name, value in stored.items()}
+        if found != wanted:
+            raise DataError(f"the guide has the parameters {found}, the run {wanted}.")
         with torch.no_grad():
             for name, value in stored.items():
-                store._params[name].copy_(value)
+                made[name].copy_(value)
     return dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,17 +24,23 @@ def frame(records: Sequence[Mapping[str, Any]], index: str | None = None) -> pd.
 def read_csv(path: str | Path, comment: str | None = "#") -> pd.DataFrame:
     """A CSV file with a header as a table; blanks around names are removed.
 
+    Lines that begin with `comment` are skipped; pandas would cut any line there, and make one
+    series of the labels "mouse #1" and "mouse #2".
+
     Raises:
         DataError: If the file is missing, empty or not a table.
     """
     try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+        kept = [line for line in lines if not (comment and line.lstrip().startswith(comment))]
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # Without index_col=False, rows longer than the header shift all columns by one.
-            table = pd.read_csv(path, comment=comment, skipinitialspace=True, index_col=False)
+            text = io.StringIO("\n".join(kept))
+            table = pd.read_csv(text, skipinitialspace=True, index_col=False)
     except pd.errors.ParserWarning as error:
         raise DataError(f"{path}: some rows have more cells than the header has names.") from error
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+    except (OSError, TypeError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise DataError(f"{path} cannot be read as a CSV table: {error}") from error
     return table.rename(columns=lambda name: str(name).strip())
 
@@ -76,7 +83,7 @@ def series_arrays(
     }
 
 
-def _numbers(column: pd.Series) -> np.ndarray:
+def _numbers(column: Any) -> np.ndarray:
     return column.to_numpy(float, na_value=np.nan)
 
 
@@ -99,9 +106,10 @@ def _check_columns(
                 "(missing values are empty cells, dates are best given as days or years since a "
                 "start)."
             )
-    if series is not None and table[series].isna().any():
-        row = table.index[table[series].isna()][0]
-        raise DataError(f"column {series!r} has no label in row {row!r}; fill or drop such rows.")
+    is_unlabelled = np.zeros(len(table), bool) if series is None else pd.isna(table[series])
+    if np.any(is_unlabelled):
+        row = int(np.argmax(is_unlabelled)) + 1
+        raise DataError(f"column {series!r} has no label in row {row}; fill or drop such rows.")
 
 
 def dataset(

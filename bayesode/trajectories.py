@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ class Trajectories:
             DataError: If a label is unknown.
         """
         rows, labels = {label: row for row, label in enumerate(self.series)}, as_list(series)
-        unknown = [label for label in labels if label not in rows]
+        unknown = [x for x in labels if not (isinstance(x, Hashable) and x in rows)]
         if unknown:
             known = ", ".join(map(repr, self.series[:8])) + (", ..." if self.num_series > 8 else "")
             raise DataError(f"unknown series {unknown[0]!r}; the known ones are {known}.")
@@ -299,8 +299,8 @@ class Trajectories:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Trajectories:
         """The same data on another device or with values of another dtype (times stay float64)."""
-        if isinstance(device, torch.dtype):
-            raise DataError(f"to(device, dtype=...): write to(dtype={device}).")
+        if isinstance(device, torch.dtype) or not (dtype is None or dtype.is_floating_point):
+            raise DataError(f"to({device}, dtype={dtype}): the dtype is named, and a floating one.")
         moved = {
             name: None if value is None else value.to(device)
             for name, value in (("times", self.times), ("mask", self.mask), ("start", self.start))
@@ -347,7 +347,7 @@ class Trajectories:
     def from_csv(
         cls, path: str | Path, *, comment: str | None = "#", **columns: Any
     ) -> Trajectories:
-        """`from_dataframe` of a CSV file; what follows `comment` in a line is skipped."""
+        """`from_dataframe` of a CSV file; lines that begin with `comment` are skipped."""
         return cls.from_dataframe(tabular.read_csv(path, comment), **columns)
 
     def to_xarray(self) -> Any:

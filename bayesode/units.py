@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,7 +134,8 @@ class Units(nn.Module):
         # where nothing was observed the smoother falls back to the mean and stands still
         speed = smoothed.derivative[mask].square().mean().sqrt().item()
         span = (grid.amax(-1) - train.start).max().item()
-        unit = 1 / speed if math.isfinite(speed) and speed * span > 1e-3 else span
+        # A path that moves less than its own sd in all that time was taken for noise.
+        unit = 1 / max(speed, 1 / span)
         extra = dict(hidden or {})
         size = _numbers("scale", list(extra.values())).to(scale) if extra else scale.new_empty(0)
         is_log = transform == "log"

@@ -6,6 +6,7 @@ Figures are unknown to pyplot: nothing global changes, nothing is to be closed, 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,8 +82,7 @@ def fan_chart(
     asked, train = ensemble.trajectories, ensemble.train if train is None else train
     labels = list(asked.series[:MAX_SERIES] if series is None else series)
     rows, widths = asked.positions(labels), sorted(levels, reverse=True)
-    is_wrong = not labels or num_paths < 0 or not all(0 < width < 1 for width in widths)
-    if is_wrong or not widths:
+    if not (labels and widths and num_paths >= 0 and all(0 < width < 1 for width in widths)):
         raise DataError(
             "needs one series or more, levels between 0 and 1 and num_paths >= 0, not "
             f"{labels}, {levels} and {num_paths}."
@@ -94,7 +94,7 @@ def fan_chart(
     bands = _array(scores.quantile(values, [*tails, 0.5, *(1 - t for t in tails[::-1])], kept))
     data = [_points(some, size) for some in (train, test) if some is not None]
     with rc_context(STYLE if axes is None else {}):
-        inches = 1.25 * len(labels) + 2.25, 1.4 * size + 0.7
+        inches = 1.25 * len(labels) + 2.25, 1.4 * size + 1.0
         figure, panels = _panels(axes, size, len(labels), inches)
         for (component, column), panel in np.ndenumerate(panels):
             row, valid, count = rows[column], kept[:, column], asked.num_times[rows[column]]
@@ -165,6 +165,7 @@ def vector_field(
     unit = (high - low) * (states[:, pair] if is_log else 1.0)  # ranges of the axes, users' units
     draws = posterior.field(states, num_draws=num_draws, seed=seed).to(states)[..., pair] / unit
     mean, length = draws.mean(0), draws.norm(dim=-1).mean(0).clamp_min(1e-300)
+    held = ", ".join(f"{n} = {states[0, k]:.3g}" for k, n in enumerate(names) if k not in pair)
     fields = {"posterior mean": (mean, draws.var(0).sum(-1).sqrt() / length)}
     if truth is not None:
         true = torch.as_tensor(truth(states.clone()), dtype=states.dtype)
@@ -175,7 +176,7 @@ def vector_field(
     with rc_context(STYLE if axes is None else {}):
         figure, panels = _panels(axes, 1, len(fields), (2.6 * len(fields) + 0.9, 3.2))
         for panel, (title, (speed, shade)) in zip(panels[0], fields.items(), strict=True):
-            panel.set(title=title, xlabel=names[pair[0]])
+            panel.set(title="\n".join([title, *textwrap.wrap(held, 40)]), xlabel=names[pair[0]])
             for letter, ends in zip("xy", torch.stack([low, high], -1), strict=True):
                 _set_limits(panel, letter, ends.tolist(), is_log)
             image = _draw_field(panel, _array(speed.T), _array(shade), resolution)
@@ -195,7 +196,7 @@ def _observed_plane(posterior: Posterior, pair: Sequence[int]) -> tuple[tuple[st
         raise DataError("a picture of the field needs training data (series, time, component).")
     if len(train.names) == 1:
         raise DataError("one component spans no plane: take fan_chart(posterior.predict(...)).")
-    if len(set(pair)) != 2 or not set(pair) <= set(range(len(train.names))):
+    if not (len(pair) == len(set(pair)) == 2 and set(pair) <= set(range(len(train.names)))):
         raise DataError(f"components must be two of 0 to {len(train.names) - 1}, not {pair}.")
     seen = torch.where(train.mask, train.values, torch.nan)
     return train.names, seen.flatten(0, 1).double().cpu()
@@ -264,7 +265,7 @@ def _draw_points(panel: Axes, data: Sequence[Any], component: int) -> None:
     if data[0] is not None:
         end = data[0][0][np.isfinite(data[0][1]).any(-1)].max(initial=-np.inf)
         if -np.inf < end < panel.dataLim.x1:
-            look: dict[str, Any] = {"color": "#777777", "lw": 0.7, "ls": "--", "zorder": 0.9}
+            look: dict[str, Any] = {"color": "#777777", "lw": 0.7, "ls": "--", "zorder": 1.1}
             panel.axvline(end, label="end of training", **look)
 
 
@@ -285,26 +286,29 @@ def _follow_data(panels: Any, found: list[np.ndarray], bands: np.ndarray, transf
     """Vertical limits of a row of panels: all data, and bands as far as they do not explode."""
     is_log = transform == "log" and not any((line <= 0).any() for line in found)
     scaled = (lambda line: np.log(np.maximum(line, 1e-300))) if is_log else np.asarray
-    seen, *edges = (scaled(line[np.isfinite(line)]) for line in (np.concatenate(found), *bands))
+    seen, *edges = (
+        scaled(line[np.isfinite(line)]) for line in (np.concatenate([*found, []]), *bands)
+    )
     middle = len(edges) // 2
     core = seen if len(seen) else edges[middle]
     if len(core):
         low, high, span = core.min(), core.max(), np.ptp(core) or 1.0
         for k, reach in ((0, OUTER_REACH), (middle - 1, INNER_REACH)):
             near = core.min() - reach * span, core.max() + reach * span
-            low = min(low, edges[k].clip(*near).min())
-            high = max(high, edges[-1 - k].clip(*near).max())
+            low = edges[k].clip(*near).min(initial=low)
+            high = edges[-1 - k].clip(*near).max(initial=high)
         for panel in panels:
             _set_limits(panel, "y", (1.05 * low - 0.05 * high, 1.05 * high - 0.05 * low), is_log)
 
 
 def _set_limits(panel: Axes, letter: str, ends: Sequence[float], is_log: bool) -> None:
     """Limits of an axis, logarithms for a logarithmic one, and ticks to count by."""
-    if is_log:
-        panel.set(**{f"{letter}scale": "log"})
-    panel.set(**{f"{letter}lim": np.exp(ends) if is_log else ends})
+    if not is_log:
+        panel.set(**{f"{letter}lim": ends})
+        return
+    panel.set(**{f"{letter}scale": "log", f"{letter}lim": np.exp(ends)})
     axis, factor = getattr(panel, f"{letter}axis"), np.exp(np.ptp(ends))
-    if is_log and factor < 300:
+    if factor < 300:  # else powers of ten are close enough
         axis.set_major_locator(MaxNLocator(4) if factor < 5 else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
@@ -314,11 +318,13 @@ def _add_legend(figure: Figure, panels: np.ndarray, is_own: bool) -> None:
     """One legend for all panels: above a figure of ours, else inside the user's last panel."""
     pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels.flat]
     found = {label: handle for panel in pairs for handle, label in panel}
+    if not is_own:
+        panels[0, -1].legend(found.values(), found)
+        return
+    num_rows = math.ceil(1.02 * len(found) / figure.get_figwidth())  # inches of an entry
     look: dict[str, Any] = {"frameon": False, "handlelength": 1.5, "columnspacing": 1.2}
-    if is_own:
-        num_rows = math.ceil(1.02 * len(found) / figure.get_figwidth())  # inches of an entry
-        look |= {"loc": "outside upper center", "ncols": math.ceil(len(found) / num_rows)}
-    (figure if is_own else panels[0, -1]).legend(found.values(), found, **look)
+    look |= {"loc": "outside upper center", "ncols": math.ceil(len(found) / num_rows)}
+    figure.legend(found.values(), found, **look)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from bayesode.errors import DataError
 from bayesode.inference.guides import is_local
 from bayesode.models.contracts import Solution, resolve
 from bayesode.models.dynamical import DynamicalModel
@@ -79,6 +80,9 @@ def elbo_terms(
         trajectories: All series or a batch.
         num_particles: Draws to average over, solved as one batch.
 
+    Raises:
+        DataError: If there is not a single particle.
+
     Example:
         >>> import torch, bayesode as bo
         >>> train = bo.datasets.van_der_pol(num_series=3, num_times=10).observed
@@ -86,6 +90,8 @@ def elbo_terms(
         >>> sorted(elbo_terms(model, guide, train).kl)
         ['field.weights', 'likelihood.noise_scale', 'x0']
     """
+    if num_particles < 1:
+        raise DataError(f"num_particles must be positive, not {num_particles}.")
     num_series = trajectories.num_series
     values, laws = sample_sites(guide.posteriors(trajectories), num_particles, num_series)
     initial, field, observe = model.build(values, trajectories)

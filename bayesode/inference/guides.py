@@ -57,7 +57,8 @@ class MeanFieldGuide(PyroModule):
         trajectories: The series whose initial states get a row.
 
     Raises:
-        DataError: If the model declares random paths, which need a guide of their own.
+        DataError: If the model declares random paths, which need a guide of their own, or a site
+            is discrete.
 
     Example:
         >>> import bayesode as bo
@@ -77,6 +78,11 @@ class MeanFieldGuide(PyroModule):
         self.offset, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         for site, value in prototype.items():
             prior = resolve(priors[site], prototype)
+            if prior.support.is_discrete:
+                raise DataError(
+                    f"{site} has a discrete prior, {prior}, and no gradient: sum it out of the "
+                    "likelihood or give it a continuous prior."
+                )
             self.supports[site] = scalar_support(prior), prior.event_dim
             self._add(site, biject_to(scalar_support(prior)).inv(value))
         law = model.build(prototype, trajectories)[0]
@@ -93,7 +99,8 @@ class MeanFieldGuide(PyroModule):
         """
         laws = {}
         for site, (support, event_dim) in self.supports.items():
-            laws[site] = posterior_family(support, *self._moments(site)).to_event(event_dim)
+            law = posterior_family(support, *self._moments(site))
+            laws[site] = law.to_event(event_dim - law.event_dim)
         location, scale = self._moments("x0")
         if trajectories.series != self.series:
             rows = self.rows(trajectories)

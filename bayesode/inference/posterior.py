@@ -222,7 +222,7 @@ class Posterior:
     # ---- inside ----------------------------------------------------------------------------------
     @contextmanager
     def _active(self, seed: int | None) -> Iterator[None]:
-        with seeded(seed), pyro.get_param_store().scope(dict(self.state)), torch.no_grad():
+        with seeded(seed), pyro.get_param_store().scope(dict(self.state) or None), torch.no_grad():
             yield
 
     def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:

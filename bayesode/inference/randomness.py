@@ -22,11 +22,13 @@ def seeded(seed: int | None) -> Iterator[int]:
     """
     if seed is None:
         seed = int(torch.randint(2**31, ()))
+    seed = int(seed)  # numpy's integers are none to Python's generator
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng():
+        # the devices are named: with two or more torch would warn that it takes them all
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            np.random.seed(seed)
+            np.random.seed(seed % 2**32)
             random.seed(seed)
             yield seed
     finally:

@@ -21,23 +21,54 @@ from bayesode.inputs import Inputs
 from bayesode.trajectories import Trajectories
 
 FORMAT = 1
+FILES = ("config.json", "history.json", "model.pt", "guide.pt", "store.pt", "train.npz")
 
 
 def save(posterior: Any, folder: Path) -> Path:
-    """Write a run beside its place, then move it there: a crash leaves the old run whole."""
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty and holds no run; choose another folder.")
+    """Write a run beside its place, then swap it in: a failure leaves the old run whole.
+
+    Other files in the folder (pictures, notes) stay.
+    """
+    place = folder.resolve()
+    _check_place(place)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as fresh:
-            _write(posterior, Path(fresh))
-            os.chmod(fresh, 0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            shutil.copytree(fresh, folder)
-    except OSError as error:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as beside:
+            fresh, old = Path(beside) / "new", Path(beside) / "old"
+            if place.exists():
+                own = shutil.ignore_patterns(*FILES)
+                shutil.copytree(place, fresh, ignore=own, symlinks=True)
+            fresh.mkdir(exist_ok=True)
+            _write(posterior, fresh)
+            _swap(fresh, place, old)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         raise DataError(f"the run cannot be written to {folder}: {error}") from error
     return folder
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse to replace anything but a run."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file; choose a folder for the run.")
+    if not any(folder.iterdir()):
+        return
+    try:
+        read_config(folder)
+    except DataError as error:
+        raise DataError(f"{folder} is not empty and holds no run; choose another one.") from error
+
+
+def _swap(fresh: Path, place: Path, old: Path) -> None:
+    if place.exists():
+        os.rename(place, old)
+    try:
+        os.rename(fresh, place)
+    except BaseException:
+        if old.exists():
+            os.rename(old, place)
+        raise
 
 
 def _write(posterior: Any, folder: Path) -> None:
@@ -45,11 +76,13 @@ def _write(posterior: Any, folder: Path) -> None:
         "format": FORMAT,
         "versions": {"bayesode": __version__, "torch": torch.__version__, "pyro": pyro.__version__},
         "recipe": posterior.model.recipe,
+        "parts": describe(posterior.model),
         "settings": posterior.settings,
         "dtype": str(posterior.train.values.dtype).removeprefix("torch."),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "history.json").write_text(json.dumps(asdict(posterior.history)))
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=_plain))
+    history = json.dumps(asdict(posterior.history), default=_plain)
+    (folder / "history.json").write_text(history)
     torch.save(posterior.model.state_dict(), folder / "model.pt")
     if isinstance(posterior.guide, torch.nn.Module) and hasattr(posterior.guide, "posteriors"):
         torch.save(posterior.guide.state_dict(), folder / "guide.pt")
@@ -57,6 +90,31 @@ def _write(posterior: Any, folder: Path) -> None:
         parameters = {n: p.detach() for n, p in posterior.state.get("params", {}).items()}
         torch.save(parameters, folder / "store.pt")
     _write_data(posterior.train, folder / "train.npz")
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's and torch's single numbers as Python's."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON.")
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Type and settings of each part, as far as the part tells them (`config`), as JSON keeps them.
+
+    A state dict says nothing of a solver's step or an activation: with others, the same weights
+    mean another model.
+    """
+    told = {}
+    for name, part in (
+        dict(model.parts()) | {"solver": model.solver, "units": model.units}
+    ).items():
+        config = getattr(part, "config", None)
+        told[name] = {
+            "type": type(part).__name__,
+            "config": config if isinstance(config, dict) else {},
+        }
+    return json.loads(json.dumps(told, default=lambda value: type(value).__name__))
 
 
 def _write_data(train: Trajectories, path: Path) -> None:
@@ -69,13 +127,13 @@ def _write_data(train: Trajectories, path: Path) -> None:
     }
     if train.inputs is not None:
         arrays["static"] = train.inputs.static
-    names = {
+    labels = {
         "series": list(train.series),
         "names": list(train.names),
         "features": list(train.inputs.names) if train.inputs is not None else [],
     }
     numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
-    np.savez_compressed(path, labels=np.array(json.dumps(names)), **numbers)
+    np.savez_compressed(path, labels=np.array(json.dumps(labels, default=_plain)), **numbers)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -90,36 +148,44 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} holds no saved run (there is no config.json).") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'config.json'} is damaged: {error}") from error
-    if config.get("format") != FORMAT:
+    if not isinstance(config, dict) or "format" not in config:
+        raise DataError(f"{folder / 'config.json'} is not the configuration of a run.")
+    if config["format"] != FORMAT:
         raise DataError(
-            f"{folder} was written in format {config.get('format')}; this version reads {FORMAT}."
+            f"{folder} was written in format {config['format']}; this version reads {FORMAT}."
         )
+    missing = {"recipe", "parts", "settings", "dtype"} - set(config)
+    if missing:
+        raise DataError(f"{folder / 'config.json'} is damaged: it has no {sorted(missing)[0]!r}.")
     return config
 
 
 def read_history(folder: Path) -> dict[str, Any]:
     """The history of a run, as it was saved."""
     try:
-        return json.loads((folder / "history.json").read_text())
+        history = json.loads((folder / "history.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'history.json'} is missing or damaged: {error}") from error
+    if not isinstance(history, dict) or "elbo" not in history:
+        raise DataError(f"{folder / 'history.json'} is damaged: it holds no history.")
+    return history
 
 
 def read_data(folder: Path) -> Trajectories:
     """The training data of a run."""
     try:
-        with np.load(folder / "train.npz", allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        labels = json.loads(str(arrays.pop("labels")))
-    except Exception as error:  # zip, zlib, pickle and key errors: the file is damaged
+        # opened here: numpy leaves a damaged file open
+        with open(folder / "train.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
+            tensors = {n: torch.from_numpy(stored[n]) for n in stored.files if n != "labels"}
+            labels = json.loads(str(stored["labels"]))
+        static = tensors.pop("static", None)
+        inputs = None if static is None else Inputs(static, tuple(labels["features"]))
+        times, values = tensors.pop("times"), tensors.pop("values")
+        return Trajectories(
+            times, values, series=labels["series"], names=labels["names"], inputs=inputs, **tensors
+        )
+    except Exception as error:  # zip, zlib, pickle, key and shape errors: the file is damaged
         raise DataError(f"{folder / 'train.npz'} is missing or damaged: {error}") from error
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    static = tensors.pop("static", None)
-    inputs = None if static is None else Inputs(static, tuple(labels["features"]))
-    times, values = tensors.pop("times"), tensors.pop("values")
-    return Trajectories(
-        times, values, series=labels["series"], names=labels["names"], inputs=inputs, **tensors
-    )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ def fit_svi(
     if batch_size is not None and not 1 <= batch_size <= train.num_series:
         raise DataError(f"batch_size must lie between 1 and {train.num_series}, not {batch_size}.")
     history, begin = History(), time.perf_counter()
-    size = train.num_series if batch_size is None else batch_size
+    size = train.num_series if batch_size is None else int(batch_size)
     with (
         seeded(seed) as used_seed,
         pyro.get_param_store().scope() as state,
@@ -156,7 +156,7 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
     with torch.no_grad():
         prototype = {s: v.to(train.values.dtype) for s, v in model.prototype().items()}
         initial, _, observe = model.build(prototype, train)
-        path = initial.mean.to(train.values).expand(*train.grid.shape, -1)
+        path = initial.mean.to(train.values).unsqueeze(-2).expand(*train.grid.shape, -1)
         base: Any = observe(path, None)
         while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
             base = base.base_dist

@@ -1,7 +1,8 @@
 """What the parts of a model owe each other: read this first.
 
-A *random part* is a module with `priors()`, what is random, and `build(values, inputs)`, which turns
-one draw into a plain object that is run: a `VectorField`, a law of the initial state, an `Observe`.
+A *random part* is a module with `priors()`, what is random, and `build(values, inputs)`, which
+turns one draw into a plain object that is run: a `VectorField`, a law of the initial state, an
+`Observe`.
 `draw` issues the declared sites, `nest` puts a part inside a part.
 """
 
@@ -118,7 +119,8 @@ def draw(name: str, priors: Priors) -> dict[str, Tensor]:
 
 def resolve(prior: Prior, values: dict[str, Tensor]) -> dist.TorchDistribution:
     """The distribution of a prior, given the values drawn before it."""
-    return prior if isinstance(prior, torch.distributions.Distribution) else prior(values)
+    is_law = isinstance(prior, torch.distributions.Distribution)
+    return prior if is_law else prior(values)  # type: ignore[return-value, arg-type]
 
 
 def nest(name: str, priors: Priors) -> Priors:
@@ -127,7 +129,7 @@ def nest(name: str, priors: Priors) -> Priors:
     def renamed(prior: Prior) -> Prior:
         if isinstance(prior, torch.distributions.Distribution):
             return prior
-        return lambda values: prior(unnest(name, values))
+        return lambda values: prior(unnest(name, values))  # type: ignore[arg-type]
 
     return {f"{name}.{site}": renamed(prior) for site, prior in priors.items()}
 

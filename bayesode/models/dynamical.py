@@ -46,8 +46,11 @@ class DynamicalModel(PyroModule):
     Example:
         >>> import torch, bayesode as bo
         >>> model = bo.DynamicalModel(
-        ...     initial=bo.NormalInitial(2), field=bo.BayesianMLP(2, [8], 2),
-        ...     likelihood=bo.GaussianLikelihood(2), solver=bo.FixedGridSolver("rk4", step=0.1))
+        ...     initial=bo.NormalInitial(2),
+        ...     field=bo.BayesianMLP(2, [8], 2),
+        ...     likelihood=bo.GaussianLikelihood(2),
+        ...     solver=bo.FixedGridSolver("rk4", step=0.1),
+        ... )
         >>> question = bo.Trajectories([0.0, 0.1], None, series=["a"], names=["x", "y"])
         >>> model(question).shape
         torch.Size([1, 2, 2])
@@ -113,9 +116,7 @@ class DynamicalModel(PyroModule):
             return pyro.sample("values", observe(path, trajectories.mask), obs=trajectories.values)
 
     # ---- the same program for values that are drawn already --------------------------------------
-    def build(
-        self, values: Values, trajectories: Trajectories
-    ) -> tuple[Any, VectorField, Observe]:
+    def build(self, values: Values, trajectories: Trajectories) -> tuple[Any, VectorField, Observe]:
         """Law of x0, field and observation of drawn global values {"field.weights": ...}."""
         initial, field, observe = (
             part.build(unnest(name, values), trajectories.inputs) for name, part in self.parts()
@@ -131,7 +132,9 @@ class DynamicalModel(PyroModule):
     ) -> Solution:
         """The path of drawn local values {"x0": ..., "path.*": ...}, by another solver if given."""
         start, times = self.units.dimensionless_times(trajectories)
-        return (solver or self.solver).solve(field, values["x0"], start, times, **unnest("path", values))
+        return (solver or self.solver).solve(
+            field, values["x0"], start, times, **unnest("path", values)
+        )
 
     def global_priors(self) -> Priors:
         """Every global site and its prior, in the order of drawing."""

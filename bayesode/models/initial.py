@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -53,10 +54,10 @@ class NormalInitial(nn.Module):
             self.with_units(Units())
 
     @property
-    def config(self) -> dict[str, object]:
+    def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        plain = {"location": self.location, "scale": self.scale}
-        return {"dim": self.dim} | {k: None if v is None else v.tolist() for k, v in plain.items()}
+        given = {"location": self.location, "scale": self.scale}
+        return {"dim": self.dim} | {k: None if v is None else v.tolist() for k, v in given.items()}
 
     def with_units(self, units: Units) -> None:
         """Take on the units of a model."""

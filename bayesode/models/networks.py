@@ -45,7 +45,10 @@ class Layout:
         """Names and shapes of the pieces, in order."""
         pieces: list[tuple[str, tuple[int, ...]]] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
-            pieces += [(f"layer{layer}.weight", (fan_out, fan_in)), (f"layer{layer}.bias", (fan_out,))]
+            pieces += [
+                (f"layer{layer}.weight", (fan_out, fan_in)),
+                (f"layer{layer}.bias", (fan_out,)),
+            ]
         if self.is_linear:
             pieces.append(("linear.weight", (self.sizes[-1], self.sizes[0])))
         return pieces
@@ -104,6 +107,8 @@ def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """X @ matrix + bias for all draws at once."""
     if x.dim() == matrix.dim() == 3 and len(x) == len(matrix):
         return torch.baddbmm(bias, x, matrix)
+    if x.dim() == matrix.dim() == 2:
+        return torch.addmm(bias, x, matrix)
     return x @ matrix + bias
 
 

@@ -23,7 +23,7 @@ class FlatField:
 
     Args:
         field: The random part.
-        sites: Per site its bijection from unconstrained numbers, and its shape.
+        sites: Per site its bijection from unconstrained numbers, and the shape of these.
         mean: Prior mean of the vector, shape (num_numbers,).
         sd: Prior sd of the vector, shape (num_numbers,).
     """
@@ -47,9 +47,10 @@ class FlatField:
             law: Any = resolve(prior, values)
             values[site] = median(law)
             bijection = biject_to(law.support)
-            sites[site] = bijection, values[site].shape
+            center = bijection.inv(values[site])
+            sites[site] = bijection, center.shape
             draws = bijection.inv(_draws(law))
-            means.append(bijection.inv(values[site]).flatten())
+            means.append(center.flatten())
             exact = _normal_sd(law)
             sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
         return cls(field, sites, torch.cat(means), torch.cat(sds))

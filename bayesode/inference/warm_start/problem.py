@@ -32,8 +32,8 @@ class FitData:
         gaps: Lengths of the intervals, shape (series, interval).
         response: Data at the knots, shape (series, knot, component); the first knot is the start.
         mask: True where observed, shaped like response.
-        x0_mean: Prior mean of x0, shape (state,).
-        x0_sd: Prior sd of x0, shape (state,).
+        x0_mean: Prior mean of x0, shape (series, state).
+        x0_sd: Prior sd of x0, shape (series, state).
     """
 
     field: FlatField
@@ -68,8 +68,8 @@ class FitData:
             gaps,
             torch.cat([empty, response], 1),
             torch.cat([empty.bool(), train.mask], 1),  # type: ignore[list-item]
-            law.mean.double().expand(law.event_shape),
-            law.stddev.double().expand(law.event_shape),
+            law.mean.double().expand(len(gaps), *law.event_shape),
+            law.stddev.double().expand(len(gaps), *law.event_shape),
         )
 
     def flow(self, weights: Tensor, states: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class StateProblem:
         diagonal = torch.diag_embed(self._information(point.states))
         diagonal[:, :-1] += a.mT @ a
         diagonal[:, 1:] += torch.diag_embed(rate.square().expand_as(miss))
-        diagonal[:, 0] += torch.diag(data.x0_sd.pow(-2))
+        diagonal[:, 0] += torch.diag_embed(data.x0_sd.pow(-2))
         border = a.new_zeros(*point.states.shape, len(point.weights))
         border[:, :-1] += a.mT @ b
         border[:, 1:] -= b * rate.unsqueeze(-1)
@@ -262,7 +262,7 @@ class PathProblem:
         states = states - (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
         weights = flat.mT @ residual.flatten()
         return BorderedChain(
-            (a.mT @ a + torch.diag(data.x0_sd.pow(-2))).unsqueeze(1),
+            (a.mT @ a + torch.diag_embed(data.x0_sd.pow(-2))).unsqueeze(1),
             a.new_zeros(len(a), 0, a.shape[-1], a.shape[-1]),
             (a.mT @ b).unsqueeze(1),
             flat.mT @ flat + torch.diag(data.field.sd.pow(-2)),

@@ -77,7 +77,8 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
         train: The data.
 
     Raises:
-        FitError: If the likelihood cannot say what a smoother may see.
+        FitError: If the likelihood cannot say what a smoother may see, or components of the state
+            are not observed.
 
     Source: RECIPE sections 1 and 13.
     """
@@ -93,6 +94,12 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
 def _search(model: DynamicalModel, train: Trajectories) -> Start:
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
+    num_hidden = data.x0_mean.shape[-1] - data.response.shape[-1]
+    if num_hidden > 0:
+        raise FitError(
+            f"{num_hidden} component(s) of the state are not observed, and the warm start begins at "
+            "smoothed data: call fit_svi(..., warm_start=False)."
+        )
     noise = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
     if len(data.field.mean) > MAX_WEIGHTS:
         point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, :1])

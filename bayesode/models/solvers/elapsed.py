@@ -44,7 +44,8 @@ class Elapsed:
         self.num_evaluations = self.num_steps = self.num_adjoint_steps = 0
         self.position = 0.0
         self.error = torch.zeros(())
-        self.until, self.is_undefined = torch.full_like(start, torch.inf), start.isnan()
+        self.until = torch.full_like(start, torch.inf)
+        self.is_undefined = torch.zeros_like(start, dtype=torch.bool)
 
     def __call__(self, s: Tensor, x: Tensor) -> Tensor:
         """dx/ds, shaped like x."""
@@ -61,6 +62,7 @@ class Elapsed:
         with torch.no_grad():
             rate = self(self.start.new_zeros(()), x0)
         self.until = self.until.expand(*rate.shape[:-1], 1)
+        self.is_undefined = torch.zeros_like(self.until, dtype=torch.bool)
         self.error = rate.new_zeros(rate.shape[:-1])
         return x0.expand_as(rate)
 
@@ -69,7 +71,7 @@ class Elapsed:
         until = torch.where(self.is_undefined, self._before_step(), self.until)
         return ~(path.abs() <= self.max_state).all(-1) | (position > until)
 
-    # ---- what torchdiffeq calls beside the field ---------------------------------------------------
+    # ---- what torchdiffeq calls beside the field -------------------------------------------------
     def norm(self, error: Tensor) -> Tensor:
         """Size of an error in units of the tolerance, without a gradient through the step size."""
         size = error.detach().pow(2).mean(-1).sqrt().nan_to_num(nan=REFUSED)
@@ -110,8 +112,7 @@ class Elapsed:
         """What happened, in which trajectory (the one with the largest error) and the mend."""
         place = [int(i) for i in torch.unravel_index(self.error.argmax(), self.error.shape)]
         draw = f"draw {place[0] if len(place) == 2 else tuple(place[:-1])}, " if place[:-1] else ""
-        row = min(place[-1], len(self.start) - 1)
-        at = (self.start[row] + self.position * self.span[row]).item()
+        at = (self.start + self.position * self.span)[place[-1]].item()
         return (
             f"the solver gave up after {self.num_evaluations} evaluations ({reason}) in {draw}"
             f"series {place[-1]} near the dimensionless time {at:.3g}: the drawn field is too "

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayesode.errors import SolverError
+
 # A step may exceed the bound by this share, so that rounding of times never adds a step.
 SLACK = 1e-4
+MAX_SUBSTEPS = 1_000_000  # of one series; more are a mistake about units, and fill the memory
 
 
 def substeps(start: Tensor, times: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,10 +26,20 @@ def substeps(start: Tensor, times: Tensor, step: float) -> tuple[Tensor, Tensor,
     Returns:
         Lengths (series, substep), times at which they begin (series, substep), and the number of
         substeps that lie before each asked time (series, time).
+
+    Raises:
+        SolverError: If a series needs more than a million substeps.
     """
     gaps = torch.diff(times, dim=-1, prepend=start.unsqueeze(-1))
-    count = torch.ceil(gaps / step * (1 - SLACK)).long().clamp_min(0)
-    count = torch.where((gaps > 0) & (count == 0), 1, count)
+    count = torch.ceil(gaps / step * (1 - SLACK)).clamp_min(0)
+    most = count.sum(-1).max().item() if count.numel() else 0
+    if most > MAX_SUBSTEPS:
+        raise SolverError(
+            f"{most:.3g} steps of {step:.3g} lie between a start and its last asked time: give the "
+            "model the data's units (units=Units.from_data(train)), the series a start nearer to "
+            "the data, or the solver a longer step."
+        )
+    count = count.long()
     reached = count.cumsum(-1)
     num_substeps = int(reached[:, -1].max()) if reached.numel() else 0
     index = torch.arange(num_substeps, device=times.device).expand(len(times), -1)

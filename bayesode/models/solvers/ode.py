@@ -156,5 +156,5 @@ def _fine(grid: Tensor, step: float) -> Tensor:
     """The grid with every interval cut into equal parts no longer than `step`."""
     if grid[0] > grid[-1]:  # an adjoint walks back
         return _fine(grid.flip(0), step).flip(0)
-    lengths, begins, _ = substeps(grid[:1], grid[None, 1:], step)
+    _, begins, _ = substeps(grid[:1], grid[None, 1:], step)
     return torch.cat([begins[0], grid[-1:]])

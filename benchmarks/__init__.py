@@ -1,0 +1,1 @@
+"""Speed and quality, side by side with what people would write otherwise; prints tables."""
