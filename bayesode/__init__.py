@@ -14,6 +14,7 @@ from bayesode.inference.ensemble import Ensemble as Ensemble
 from bayesode.inference.gradients import GradientCheck as GradientCheck
 from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
+from bayesode.inference.laplace import fit_laplace as fit_laplace
 from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs

@@ -308,7 +308,7 @@ def test_a_nested_hierarchy_draws_weights_on_its_drawn_scale(num_particles):
     scale, weights = values["only.scale"], values["only.weights"]
     standard = weights / scale.unsqueeze(-1)
     num = standard.numel()
-    # mean square of standard normals: 1 with variance 2 / n; 5 standard errors (1 in 1.7e6), 4 seeds
+    # mean square of standard normals: 1 with variance 2 / n; 5 standard errors, 1 seed in 6e5
     assert abs(standard.square().mean() - 1) < 5 * (2 / num) ** 0.5
     if num_particles == 500:
         # log |w| moves with log scale one to one, and scales differ between particles

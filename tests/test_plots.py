@@ -126,7 +126,10 @@ def test_data_are_where_they_were_observed_and_the_line_is_where_training_ends()
     values = torch.arange(24.0).view(2, 6, 2)
     values[0, 4:] = math.nan  # training of the first series ends early
     values[1, 2, 0] = math.nan
-    data = Trajectories(torch.arange(6.0), values, series=["a", "b"], names=["prey", "predator"])
+    mask = torch.ones(2, 6, 2, dtype=torch.bool)
+    mask[1, 4, 1] = False  # hidden, but still in the object
+    labels = {"series": ["a", "b"], "names": ["prey", "predator"]}
+    data = Trajectories(torch.arange(6.0), values, mask=mask, **labels)
     later = Trajectories([7.0, 8.0], torch.ones(1, 2, 2), series=["b"], start=[0.0])
     question = data.at(torch.linspace(0, 9, 10))
     panels = panels_of(fan_chart(ensemble_of(question, data), test=later), 2)
@@ -213,10 +216,13 @@ def test_share_of_failed_draws_is_told_per_series():
     ]
 
 
-def test_first_four_series_are_shown_and_one_legend_stands_above_them():
-    train = training_data(6)
+@pytest.mark.parametrize("num_series", [1, 6])
+def test_first_four_series_are_shown_and_one_legend_stands_above_them(num_series):
+    train = training_data(num_series)
     figure = fan_chart(ensemble_of(train.at(torch.linspace(0, 6, 31)), train), test=train)
-    assert len(figure.axes) == 2 * 4 and all(panel.get_legend() is None for panel in figure.axes)
+    assert len(figure.axes) == 2 * min(num_series, 4) and all(
+        panel.get_legend() is None for panel in figure.axes
+    )
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert len(texts) == len(set(texts)) == 7

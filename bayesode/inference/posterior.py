@@ -19,7 +19,6 @@ from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
 from bayesode.inference.randomness import seeded
 from bayesode.inference.threads import threads_for
-from bayesode.models.contracts import Observe
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import ODESolver
 from bayesode.trajectories import Trajectories
@@ -93,7 +92,7 @@ class Posterior:
         with self._active(seed), threads_for(num_draws * question.num_series):
             values = self._sample(question, num_draws)
             _, _, observe = self.model.build(values, question)
-            path, failed = self._solve(values, question, solver)
+            path, failed = self._paths(values, question, solver)
             drawn = observe(path, None).sample()
         return Ensemble(
             trajectories=question,
@@ -103,7 +102,7 @@ class Posterior:
             values=drawn,
             units=self.model.units,
             train=self.train,
-            solver_error=lambda: self._solver_error(values, question, path, observe),
+            solver_error=lambda: self._solver_error(values, question),
         )
 
     def field(
@@ -133,7 +132,17 @@ class Posterior:
             _, field, _ = self.model.build(values, self.train)
             points = units.to_state(states.to(values["x0"])).expand(num_draws, -1, -1)
             t = torch.tensor((begin - units.time_origin.item()) / units.time_unit.item()).to(points)
+            if hasattr(self.guide, "rates"):
+                return units.to_users_rate(points, self.guide.rates(self.model, values, t, points))
             return units.to_users_rate(points, field(t, points))
+
+    def _paths(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Paths of draws: by the guide if it has its own way to them, else solved."""
+        if hasattr(self.guide, "path") and solver is None:
+            return self.guide.path(self.model, values, question)
+        return self._solve(values, question, solver)
 
     def _solve(
         self, values: dict[str, Tensor], question: Trajectories, solver: Any
@@ -150,18 +159,17 @@ class Posterior:
         return torch.cat([p.path for p in parts]), torch.cat([p.failed for p in parts])
 
     @torch.no_grad()
-    def _solver_error(
-        self, values: dict[str, Tensor], question: Trajectories, path: Tensor, observe: Observe
-    ) -> float:
-        rows = torch.arange(min(ERROR_SERIES, question.num_series), device=path.device)
+    def _solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
+        if hasattr(self.guide, "center"):  # its draws are linearised, only the center is solved
+            values = self.guide.center(self.model, question)
+        rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
         some = {
-            site: value[:ERROR_DRAWS][:, rows] if is_local(site) else value[:ERROR_DRAWS]
+            site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()
             for site, value in values.items()
         }
+        own, _ = self._solve(some, question.rows(rows), None)
         tight = ODESolver("dopri5", rtol=1e-8, atol=1e-8)
-        wide = {site: value.to(torch.float64) for site, value in some.items()}
-        reference, _ = self._solve(wide, question.rows(rows), tight)
-        own = path[:ERROR_DRAWS, rows]
+        reference, _ = self._solve(some, question.rows(rows), tight)
         site_values = {s.removeprefix("likelihood."): v for s, v in some.items()}
         information = self.model.likelihood.fisher(own, site_values)
         distance = (own - reference)[..., : information.shape[-1]]
@@ -173,6 +181,17 @@ class Posterior:
             )
         return error
 
+    @property
+    def log_evidence(self) -> float:
+        """Log evidence of a Laplace fit, nats, values in users' units.
+
+        Raises:
+            DataError: For other engines.
+        """
+        if not hasattr(self.guide, "log_evidence"):
+            raise DataError("only fit_laplace gives a log evidence; SVI has elbo_terms().")
+        return self.guide.log_evidence.item()
+
     def elbo_terms(self, *, num_particles: int = 64, seed: int | None = 0) -> ELBOTerms:
         """The terms of the ELBO on the training data, nats.
 
@@ -182,7 +201,8 @@ class Posterior:
         if not hasattr(self.guide, "posteriors"):
             raise DataError(
                 f"the guide {type(self.guide).__name__} does not declare its posteriors, so its "
-                "ELBO has no terms; history.elbo has the estimates of the fit."
+                "ELBO has no terms: history.elbo has the estimates of an SVI fit, log_evidence "
+                "what Laplace has in its place."
             )
         with self._active(seed):
             return elbo_terms(self.model, self.guide, self.train, num_particles=num_particles)
@@ -226,6 +246,8 @@ class Posterior:
             yield
 
     def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        if hasattr(self.guide, "sample"):
+            return self.guide.sample(self.model, question, num_draws)
         if hasattr(self.guide, "posteriors"):
             return sample_sites(self.guide.posteriors(question), num_draws, question.num_series)[0]
         with pyro.plate("draws", num_draws, dim=-2):

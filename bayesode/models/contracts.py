@@ -38,6 +38,19 @@ class RandomPart(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Tuning:
+    """Prior scales of a site that a fit may set by the evidence.
+
+    Args:
+        groups: Which numbers share one scale, integers of the shape of the site.
+        buffer: Name of the part's buffer that holds the prior sds, of the same shape.
+    """
+
+    groups: Tensor
+    buffer: str
+
+
+@dataclass(frozen=True, eq=False)
 class VectorField:
     """One drawn, non-random right-hand side dx/dt = f(t, x).
 

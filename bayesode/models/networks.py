@@ -76,6 +76,12 @@ class Layout:
             ]
         )
 
+    @property
+    def groups(self) -> Tensor:
+        """The index of the matrix or bias that each weight belongs to, (num_weights,)."""
+        sizes = torch.tensor([math.prod(shape) for _, shape in self.tensors])
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
     def unpack(self, weights: Tensor) -> list[Tensor]:
         """Views of a flat vector (*draws, num_weights), matrices ready for x @ matrix."""
         if weights.shape[-1] != self.num_weights:

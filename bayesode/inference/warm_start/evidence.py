@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,24 +15,28 @@ from bayesode.inference.warm_start.problem import FitData, PathProblem
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 SMALLEST_SHARE = 0.1  # of the observations that always count as degrees of freedom
+PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
+PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
 SMALLEST_NOISE = 0.005  # of a data sd
 
 
 @dataclass(frozen=True, eq=False)
 class Covariance:
-    """Posterior covariance of weights and initial states: an arrow, never a dense matrix.
+    """Posterior covariance of weights w and initial states x: an arrow, never a dense matrix.
+
+    x = gain w + e with e of covariance `own`, independent between series.
 
     Args:
-        weights: Shape (weight, weight).
-        states: Of each x0, shape (series, state, state).
-        cross: Between x0 and weights, shape (series, state, weight).
-        log_determinant: Of the precision matrix.
+        weights: Covariance of w, shape (weight, weight).
+        gain: Shape (series, state, weight).
+        own: Shape (series, state, state).
+        log_determinant: Of the joint precision matrix.
     """
 
     weights: Tensor
-    states: Tensor
-    cross: Tensor
-    log_determinant: float
+    gain: Tensor
+    own: Tensor
+    log_determinant: float = 0.0
 
     @classmethod
     def of(cls, system: BorderedChain) -> Covariance:
@@ -41,20 +45,20 @@ class Covariance:
         Raises:
             FitError: If the matrix is not positive definite.
         """
-        own, border = torch.linalg.cholesky(system.diagonal[:, 0]), system.border[:, 0]
-        solved = torch.cholesky_solve(border, own)  # (series, state, weight)
-        schur = system.corner - (border.mT @ solved).sum(0)
+        own = torch.linalg.cholesky(system.diagonal[:, 0])
+        solved = torch.cholesky_solve(system.border[:, 0], own)  # (series, state, weight)
+        schur = system.corner - (system.border[:, 0].mT @ solved).sum(0)
         factor, info = torch.linalg.cholesky_ex((schur + schur.mT) / 2)
         if int(info) != 0:
             raise FitError(
                 "the curvature of the fit is not positive: the weights are not determined and the "
                 "prior is too wide. Lower prior_scale or the width."
             )
-        weights = torch.cholesky_inverse(factor)
-        cross = -solved @ weights
-        inverse = torch.cholesky_inverse(own)
-        diagonals = [torch.diagonal(f, dim1=-2, dim2=-1).log().sum() for f in (own, factor)]
-        return cls(weights, inverse - cross @ solved.mT, cross, 2 * float(sum(diagonals)))
+        log_determinant = sum(
+            2 * f.diagonal(dim1=-2, dim2=-1).log().sum().item() for f in (own, factor)
+        )
+        inverse = torch.cholesky_inverse(factor)
+        return cls(inverse, -solved, torch.cholesky_inverse(own), log_determinant)
 
     def along(self, by_weights: Tensor, by_x0: Tensor) -> Tensor:
         """Variances of linear functions of weights and x0.
@@ -66,10 +70,22 @@ class Covariance:
         Returns:
             Shape (series, *).
         """
-        shape = by_weights.shape[:-1]
         w, x = by_weights.flatten(1, -2), by_x0.flatten(1, -2)
-        variance = ((w @ self.weights + 2 * x @ self.cross) * w).sum(-1)
-        return (variance + ((x @ self.states) * x).sum(-1)).view(shape).clamp_min(0)
+        whole = w + x @ self.gain
+        variance = ((whole @ self.weights) * whole).sum(-1) + ((x @ self.own) * x).sum(-1)
+        return variance.view(by_weights.shape[:-1])
+
+    def sample(self, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Deviations of weights (draws, weight) and of x0 (draws, series, state)."""
+        noise = torch.randn(num_draws, len(self.weights)).to(self.weights)
+        weights = noise @ torch.linalg.cholesky(self.weights).mT
+        own = torch.randn(num_draws, *self.own.shape[:2]).to(self.own)
+        own = (torch.linalg.cholesky(self.own) @ own.unsqueeze(-1)).squeeze(-1)
+        return weights, torch.einsum("nsp,dp->dns", self.gain, weights) + own
+
+    def rows(self, index: Tensor) -> Covariance:
+        """The covariance of the weights and of some series."""
+        return Covariance(self.weights, self.gain[index], self.own[index], self.log_determinant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +93,16 @@ class LaplaceFit:
     """A converged fit with its noise scales and log evidence.
 
     Args:
+        data: The fit, with the prior scales that were found.
         point: Weights and x0.
-        noise_scale: Per component, dimensionless: residual over (observations - leverage).
+        noise_scale: Per component, dimensionless.
         covariance: Of weights and x0.
         leverage: Effective number of fitted numbers per component.
-        log_evidence: In nats, in dimensionless units.
-        num_rounds: Rounds of fit and noise that were needed.
+        log_evidence: In nats, of the data in dimensionless units.
+        num_rounds: Rounds of fit and scales that were needed.
     """
 
+    data: FitData
     point: Point
     noise_scale: Tensor
     covariance: Covariance
@@ -93,19 +111,29 @@ class LaplaceFit:
     num_rounds: int
 
 
-def fit_noise(data: FitData, point: Point, noise_scale: Tensor) -> LaplaceFit:
-    """Fit and noise scales that agree with each other.
+def fit_noise(
+    data: FitData,
+    point: Point,
+    noise_scale: Tensor,
+    *,
+    noise_prior: tuple[Tensor, Tensor] | None = None,
+    is_tuned: bool = False,
+) -> LaplaceFit:
+    """Fit, noise scales and prior scales that agree with each other.
 
     Args:
         data: The fit.
         point: Weights and x0 near the optimum.
         noise_scale: First guess per component, dimensionless.
+        noise_prior: Median and log-sd of a log-normal prior of the noise scales; flat by default.
+        is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
 
-    Source: MacKay (1992), "A practical Bayesian framework for backpropagation networks".
+    Source: MacKay (1992), "A practical Bayesian framework for backpropagation networks", Neural
+    Computation 4(3), section 2.
     """
-    count = data.mask.sum((0, 1))
-    damping = 1e-3
-    for num_rounds in range(1, MAX_ROUNDS + 1):
+    damping, num_rounds = 1e-3, 0
+    while True:
+        num_rounds += 1
         problem = PathProblem(data, noise_scale)
         found = levenberg_marquardt(
             problem, point, max_iterations=5, tolerance=1e-5, damping=max(damping, 1e-5)
@@ -116,21 +144,53 @@ def fit_noise(data: FitData, point: Point, noise_scale: Tensor) -> LaplaceFit:
         size = data.response.shape[-1]
         variance = covariance.along(by_weights[:, :, :size], by_x0[:, :, :size])
         leverage = torch.where(data.mask, variance, 0.0).sum((0, 1)) / noise_scale.square()
-        freedom = (count - leverage).maximum(SMALLEST_SHARE * count)
-        fresh = data.residual_scale(path) * (count / freedom).sqrt()
-        fresh = fresh.clamp_min(SMALLEST_NOISE)
-        change = (fresh / noise_scale).log().abs().max()
+        fresh = _noise(data, path, leverage, noise_prior)
+        sd = _tuned_sd(data, point, covariance) if is_tuned else data.field.sd
+        change = max(
+            float((fresh / noise_scale).log().abs().max()),
+            PRIOR_SHARE * 2 * float((sd / data.field.sd).log().abs().max()),
+        )
         if change < TOLERANCE or num_rounds == MAX_ROUNDS:
-            break
-        noise_scale = fresh
-    evidence = _log_evidence(data, found.cost, noise_scale, covariance)
-    return LaplaceFit(point, noise_scale, covariance, leverage, evidence, num_rounds)
+            evidence = _log_evidence(data, found.cost, noise_scale, covariance)
+            return LaplaceFit(
+                data, point, noise_scale, covariance, leverage, evidence, num_rounds
+            )
+        noise_scale, data = fresh, replace(data, field=replace(data.field, sd=sd))
+
+
+def _noise(
+    data: FitData, path: Tensor, leverage: Tensor, prior: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Noise scales at the mode of (count - leverage) degrees of freedom and a log-normal prior."""
+    count = data.mask.sum((0, 1))
+    freedom = (count - leverage).maximum(SMALLEST_SHARE * count)
+    squares = data.residual_scale(path).square() * count
+    logarithm = (squares / freedom).log() / 2
+    if prior is not None:
+        middle, precision = prior[0].log(), prior[1].pow(-2)
+        for _ in range(20):  # Newton on a concave function: 5 would do
+            slope = squares * (-2 * logarithm).exp() - freedom - precision * (logarithm - middle)
+            curvature = 2 * squares * (-2 * logarithm).exp() + precision
+            logarithm = logarithm + (slope / curvature).clamp(-1, 1)
+    return logarithm.exp().clamp_min(SMALLEST_NOISE)
+
+
+def _tuned_sd(data: FitData, point: Point, covariance: Covariance) -> Tensor:
+    """Prior sds by MacKay's fixed point, precision = (determined numbers) / (sum of squares)."""
+    groups, sd = data.field.groups, data.field.sd
+    sd_new = sd.clone()
+    determined = 1 - covariance.weights.diagonal() / sd.square()
+    squares = (point.weights - data.field.mean).square()
+    for group in groups[groups >= 0].unique():
+        chosen = groups == group
+        precision = determined[chosen].sum().clamp_min(1e-3) / squares[chosen].sum().clamp_min(1e-8)
+        sd_new[chosen] = precision.clamp(*PRECISIONS).rsqrt()
+    return sd_new
 
 
 def _log_evidence(data: FitData, cost: float, noise_scale: Tensor, covariance: Covariance) -> float:
     """Log of the integral of exp(-cost / 2), with all constants of likelihood and priors."""
     count = data.mask.sum((0, 1))
     likelihood = -(count * (noise_scale.log() + math.log(2 * math.pi) / 2)).sum()
-    num_series = len(data.response)
-    priors = -data.field.sd.log().sum() - num_series * data.x0_sd.log().sum()
+    priors = -data.field.sd.log().sum() - data.x0_sd.log().sum()
     return float(-cost / 2 + likelihood + priors - covariance.log_determinant / 2)

@@ -26,12 +26,14 @@ class FlatField:
         sites: Per site its bijection from unconstrained numbers, and the shape of these.
         mean: Prior mean of the vector, shape (num_numbers,).
         sd: Prior sd of the vector, shape (num_numbers,).
+        groups: Which numbers share a prior scale that may be tuned, -1 for none, (num_numbers,).
     """
 
     field: nn.Module
     sites: dict[str, tuple[Any, torch.Size]]
     mean: Tensor
     sd: Tensor
+    groups: Tensor
 
     @classmethod
     def of(cls, field: nn.Module) -> FlatField:
@@ -53,25 +55,28 @@ class FlatField:
             means.append(center.flatten())
             exact = _normal_sd(law)
             sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
-        return cls(field, sites, torch.cat(means), torch.cat(sds))
+        mean = torch.cat(means)
+        return cls(field, sites, mean, torch.cat(sds), _groups(field, sites).to(mean.device))
 
     def build(self, vector: Tensor) -> VectorField:
         """The field of a vector (num_numbers,)."""
         return self.field.build(self.unpack(vector), None)  # type: ignore[operator]
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:
-        """Values per site of a vector."""
-        pieces = vector.split([shape.numel() for _, shape in self.sites.values()])
+        """Values per site of vectors (*draws, num_numbers), each (*draws, *event)."""
+        pieces = vector.split([shape.numel() for _, shape in self.sites.values()], -1)
         return {
-            site: bijection(piece.view(shape))
+            site: bijection(piece.reshape(*vector.shape[:-1], *shape))
             for piece, (site, (bijection, shape)) in zip(pieces, self.sites.items(), strict=True)
         }
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The vector of values per site."""
-        return torch.cat(
-            [self.sites[site][0].inv(values[site].to(self.mean)).flatten() for site in self.sites]
-        )
+        """The vectors (*draws, num_numbers) of values per site (*draws, *event)."""
+        pieces = []
+        for site, (bijection, shape) in self.sites.items():
+            free = bijection.inv(values[site].to(self.mean))
+            pieces.append(free.reshape(*free.shape[: free.dim() - len(shape)], -1))
+        return torch.cat(pieces, -1)
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (as of scales) cut into sites, without bijection."""
@@ -81,9 +86,28 @@ class FlatField:
             for piece, (site, (_, shape)) in zip(pieces, self.sites.items(), strict=True)
         }
 
+    def write_prior(self, field: nn.Module) -> None:
+        """Put the prior sds that were tuned into the buffers of a field."""
+        tunable = field.tunable() if hasattr(field, "tunable") else {}  # type: ignore[operator]
+        for site, tuning in tunable.items():
+            buffer = getattr(field, tuning.buffer)
+            buffer.copy_(self.split(self.sd)[site].view_as(buffer))
+
     def random_start(self) -> Tensor:
         """A third of a prior draw around the mean: zero weights would be a saddle point."""
         return self.mean + self.sd * torch.randn_like(self.mean) / 3
+
+
+def _groups(field: nn.Module, sites: dict[str, tuple[Any, torch.Size]]) -> Tensor:
+    tunable = field.tunable() if hasattr(field, "tunable") else {}  # type: ignore[operator]
+    pieces, first = [], 0
+    for site, (_, shape) in sites.items():
+        piece = torch.full((shape.numel(),), -1)
+        if site in tunable:
+            piece = first + tunable[site].groups.flatten().cpu()
+            first = int(piece.max()) + 1
+        pieces.append(piece)
+    return torch.cat(pieces)
 
 
 def _draws(law: Any) -> Tensor:

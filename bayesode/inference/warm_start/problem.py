@@ -59,6 +59,7 @@ class FitData:
         shape = (*gaps.shape, lengths.shape[-1])
         response = observed_response(model, train)
         empty = torch.zeros_like(response[:, :1])
+        mask = torch.zeros_like(response) > 0 if train.mask is None else train.mask
         law = model.build({s: v.double() for s, v in model.prototype().items()}, train)[0]
         return cls(
             FlatField.of(model.field),
@@ -67,7 +68,7 @@ class FitData:
             lengths.view(shape),
             gaps,
             torch.cat([empty, response], 1),
-            torch.cat([empty.bool(), train.mask], 1),  # type: ignore[list-item]
+            torch.cat([empty.bool(), mask], 1),
             law.mean.double().expand(len(gaps), *law.event_shape),
             law.stddev.double().expand(len(gaps), *law.event_shape),
         )
@@ -151,6 +152,8 @@ class FitData:
 
 def observed_response(model: DynamicalModel, train: Trajectories) -> Tensor:
     """Data as a smoother may see them, 0 where missing, float64 (series, time, component)."""
+    if train.values is None:
+        return train.grid.new_zeros(*train.grid.shape, len(train.names))
     inside = train.values[train.mask][0]  # type: ignore[index]  # inside the support
     values = torch.where(train.mask, train.values, inside).double()  # type: ignore[arg-type]
     return torch.where(train.mask, model.likelihood.working_response(values), 0.0)  # type: ignore

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,16 +84,28 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
 
     Source: RECIPE sections 1 and 13.
     """
+    with torch.no_grad(), threads_for(train.grid.numel()):
+        data, grid, smoothed = prepare(model, train)
+        noise = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
+        if len(data.field.mean) > MAX_WEIGHTS:
+            point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, :1])
+            return _start(model, data, point, noise, noise, 1)
+        tries = list(attempts(data, grid, smoothed))
+        best = max(tries, key=lambda fit: fit.log_evidence)
+        return _start(model, data, best.point, noise, best.noise_scale, len(tries))
+
+
+def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor, Smoothed]:
+    """The trajectory fit of a model to data, and the smoothed data at which it begins.
+
+    Raises:
+        FitError: As `find_start`.
+    """
     if not hasattr(model.likelihood, "working_response"):
         raise FitError(
             f"{type(model.likelihood).__name__} has no working_response(values), which the warm "
             "start needs: add it, or call fit_svi(..., warm_start=False)."
         )
-    with torch.no_grad(), threads_for(train.grid.numel()):
-        return _search(model, train)
-
-
-def _search(model: DynamicalModel, train: Trajectories) -> Start:
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
     num_hidden = data.x0_mean.shape[-1] - data.response.shape[-1]
@@ -100,25 +114,35 @@ def _search(model: DynamicalModel, train: Trajectories) -> Start:
             f"{num_hidden} component(s) of the state are not observed, and the warm start begins at "
             "smoothed data: call fit_svi(..., warm_start=False)."
         )
+    return data, grid, smoothed
+
+
+def attempts(
+    data: FitData, grid: Tensor, smoothed: Smoothed, **settings: Any
+) -> Iterator[LaplaceFit]:
+    """Fits from random starts, until one is good enough.
+
+    Args:
+        data: The fit.
+        grid: Of the smoothed path.
+        smoothed: Path, derivative and noise estimate.
+        settings: Of `fit_noise`.
+    """
     noise = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
-    if len(data.field.mean) > MAX_WEIGHTS:
-        point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, :1])
-        return _start(model, data, point, noise, noise, 1)
-    tries: list[LaplaceFit] = []
-    while len(tries) < MAX_ATTEMPTS:
+    residuals: list[Tensor] = []
+    while len(residuals) < MAX_ATTEMPTS:
         weights = match_gradients(data.field, grid, smoothed)
-        found = fit_path(data, Point(weights, smoothed.path[:, ::2]), noise)
-        tries.append(fit_noise(data, found.point, data.residual_scale(data.path(found.point))))
+        found = fit_path(data, Point(weights, smoothed.path[:, ::2]), noise).point
+        fit = fit_noise(data, found, data.residual_scale(data.path(found)), **settings)
+        residuals.append(data.residual_scale(data.path(fit.point)))
+        yield fit
         # little data have many optima of which the tightest is not the most probable
-        if train.num_observed >= LITTLE_DATA and _is_reached(data, tries, noise):
-            break
-    best = max(tries, key=lambda fit: fit.log_evidence)
-    return _start(model, data, best.point, noise, best.noise_scale, len(tries))
+        if data.mask.sum() >= LITTLE_DATA and _is_reached(residuals, noise):
+            return
 
 
-def _is_reached(data: FitData, tries: list[LaplaceFit], noise: Tensor) -> bool:
+def _is_reached(residuals: list[Tensor], noise: Tensor) -> bool:
     """Whether the residual is the smoother's noise, or two starts agree that it is another."""
-    residuals = [data.residual_scale(data.path(fit.point)) for fit in tries]
     lowest = sorted(residuals, key=lambda scale: float((scale / noise).max()))
     if bool((lowest[0] / noise).max() < GOOD_RATIO):
         return True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayesode.errors import DataError
 from bayesode.inputs import Inputs
-from bayesode.models.contracts import Priors, Values, VectorField, without_plate
+from bayesode.models.contracts import Priors, Tuning, Values, VectorField, without_plate
 from bayesode.models.networks import Layout, check_activation
 
 
@@ -84,6 +84,10 @@ class BayesianMLP(nn.Module):
     def priors(self) -> Priors:
         """The normal prior of the weights, shape (num_weights,)."""
         return {"weights": dist.Normal(torch.zeros_like(self.prior_sd), self.prior_sd).to_event(1)}
+
+    def tunable(self) -> dict[str, Tuning]:
+        """One prior scale per matrix and per bias may be set by the evidence."""
+        return {"weights": Tuning(self.layout.groups, "prior_sd")}
 
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
         """The field of drawn weights (num_weights,) or (*draws, 1, num_weights)."""
