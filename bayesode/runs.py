@@ -11,11 +11,14 @@ import torch
 from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
+from bayesode.inference.laplace import LaplaceGuide, LaplaceHistory
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.svi import History
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
+
+HISTORIES = {"svi": History, "laplace": LaplaceHistory}
 
 
 def load(
@@ -33,7 +36,7 @@ def load(
     """
     folder = Path(folder)
     config = storage.read_config(folder)
-    train = storage.read_data(folder)
+    train, engine = storage.read_data(folder), config["settings"]["engine"]
     if model is None or guide is None:
         if config["recipe"] is None or (guide is None and not (folder / "guide.pt").is_file()):
             raise DataError(
@@ -41,16 +44,17 @@ def load(
                 "load(folder, model=model, guide=guide)."
             )
         rebuilt = systems.rebuild(config["recipe"], train)
-        model, guide = model or rebuilt[0], guide or rebuilt[1]
+        model = model or rebuilt[0]
+        guide = guide or (LaplaceGuide(model, train) if engine == "laplace" else rebuilt[1])
     _check_parts(model, config["parts"], folder)
     dtype = getattr(torch, config["dtype"])
     _fill(model.to(dtype=dtype), storage.read_state(folder / "model.pt"), folder / "model.pt")
     state: dict[str, Any] = {}
-    if hasattr(guide, "posteriors"):
+    if hasattr(guide, "rows"):
         _fill(guide.to(dtype=dtype), storage.read_state(folder / "guide.pt"), folder / "guide.pt")
     else:
         state = _fill_store(guide, train, storage.read_state(folder / "store.pt"))
-    history = History(**storage.read_history(folder))
+    history = HISTORIES[engine](**storage.read_history(folder))
     return Posterior(model, guide, train, history=history, settings=config["settings"], state=state)
 
 

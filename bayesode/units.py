@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,18 @@ from bayesode.trajectories import Trajectories
 TRANSFORMS = ("identity", "log")
 
 
-class Units(nn.Module):
+class Float64Module(nn.Module):
+    """A module whose buffers stay float64 whatever dtype the module around it is cast to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # float64 whatever dtype the model is cast to: float32 cannot hold seconds since 1970
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(device=fn(buffer).device)
+        return self
+
+
+class Units(Float64Module):
     """The map between users' units and the dimensionless state z and time s of a model.
 
     s = (t - time_origin) / time_unit and g(x) = location + scale z, with g the identity or the
@@ -75,13 +86,6 @@ class Units(nn.Module):
             raise ShapeError(f"{len(names)} names for {len(self.location)} components.")
         if len(set(names)) < len(names):
             raise DataError(f"names of the components must be unique, not {list(names)}.")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Units:
-        # float64 whatever dtype the model is cast to: float32 cannot hold seconds since 1970
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(device=fn(buffer).device)
-        return self
 
     @property
     def config(self) -> dict[str, Any]:
@@ -229,7 +233,7 @@ def _observed(train: Trajectories, transform: str) -> tuple[Tensor, Tensor]:
             raise DataError(
                 f"{train.names[component]!r} of series {train.series[row]!r} is "
                 f"{values[row, step, component].item():g} at time "
-                f"{train.grid[row, step].item():g}: a log-normal model needs positive values. Mark "
+                f"{train.grid[row, step].item()}: a log-normal model needs positive values. Mark "
                 "zeros as missing, add a detection limit, or take likelihood='gaussian'."
             )
         values = torch.where(train.mask, values, 1.0).log()

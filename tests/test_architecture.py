@@ -35,6 +35,7 @@ LAYERS = [
     ["systems"],
     ["runs"],
     ["diagnostics"],
+    ["demo"],
     ["cli"],
 ]
 RANKS = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -43,6 +44,7 @@ ALLOWED = {
     unit: {other for other in RANKS if RANKS[other] < rank} | {unit} for unit, rank in RANKS.items()
 }
 ALLOWED["datasets"] = ALLOWED["trajectories"] | {"datasets"}
+ALLOWED["demo"] |= {"datasets"}
 ALLOWED["cli"] |= {"datasets"}
 
 # The files that may import a library; the rest of the package goes through them.

@@ -27,7 +27,7 @@ def empty_store():
         yield
 
 
-# ---- a model with everything random, and data of every shape ----------------------------------
+# ---- a model with everything random, and data of every shape ------------------------------------
 def random_data(kind: str) -> bo.Trajectories:
     torch.manual_seed(7)
     times = torch.tensor([0.0, 0.4, 0.9, 1.5, 1.6], dtype=DOUBLE)
@@ -209,7 +209,7 @@ def test_a_stock_autonormal_has_the_elbo_of_the_same_mean_field_guide():
     assert agree(ours, *means)
 
 
-# ---- a linear model: everything is known in closed form ---------------------------------------
+# ---- a linear model: everything is known in closed form -----------------------------------------
 class Drift(nn.Module):
     """dx/dt = A x + drift, with a Gaussian drift: the path is linear in drift and x0."""
 

@@ -225,7 +225,7 @@ def test_random_paths_need_another_guide():
         bo.MeanFieldGuide(model, data())
 
 
-# ---- as any guide of Pyro ------------------------------------------------------------------------
+# ---- as any guide of Pyro -----------------------------------------------------------------------
 class LinearField(nn.Module):
     """dx/dt = rates x, with one normal rate per component."""
 

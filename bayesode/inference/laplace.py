@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError, FitError
@@ -24,6 +24,7 @@ from bayesode.inference.warm_start.problem import FitData
 from bayesode.inference.warm_start.start import MAX_ATTEMPTS, MAX_WEIGHTS, attempts, prepare
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
+from bayesode.units import Float64Module
 
 PRIOR_SCALES = ("mackay", "fixed")
 CLIMATE = 2.0  # sd, in data sds, of what is believed where the data determine nothing
@@ -47,7 +48,7 @@ class LaplaceHistory:
     seconds: float = 0.0
 
 
-class LaplaceGuide(nn.Module):
+class LaplaceGuide(Float64Module):
     """Mean and covariance of weights and initial states, and the posterior of the noise.
 
     Args:

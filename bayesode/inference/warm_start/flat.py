@@ -66,7 +66,7 @@ class FlatField:
         """Values per site of vectors (*draws, num_numbers), each (*draws, *event)."""
         pieces = vector.split([shape.numel() for _, shape in self.sites.values()], -1)
         return {
-            site: bijection(piece.reshape(*vector.shape[:-1], *shape))
+            site: bijection(piece.reshape((*vector.shape[:-1], *shape)))
             for piece, (site, (bijection, shape)) in zip(pieces, self.sites.items(), strict=True)
         }
 

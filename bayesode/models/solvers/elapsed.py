@@ -10,8 +10,9 @@ from torch import Tensor
 from bayesode.errors import SolverError
 from bayesode.models.contracts import VectorField
 
-# A step this short, as a share of the span, has found the place where a field ends.
-SHORTEST = 1e-9
+# A step of this share of the span has found the place where a field ends; in single precision a
+# state moves no more in steps of 1e-8.
+SHORTEST = {torch.float64: 1e-9, torch.float32: 1e-5}
 # The error of a step with an undefined stage: it is taken again, five times shorter. A NaN would
 # end torchdiffeq's step control.
 REFUSED = 1e10
@@ -20,7 +21,8 @@ REFUSED = 1e10
 class Elapsed:
     """dx/ds = span f(start + s span, x), with what has to be known of every trajectory.
 
-    A trajectory is frozen outside the bound, and for good from where its field is not finite.
+    A trajectory is frozen for good by the step that leaves the bound, and where its field is not
+    finite.
 
     Args:
         field: The drawn vector field.
@@ -50,10 +52,9 @@ class Elapsed:
     def __call__(self, s: Tensor, x: Tensor) -> Tensor:
         """dx/ds, shaped like x."""
         self.num_evaluations += 1
-        is_alive = (x.abs() <= self.max_state).all(-1, keepdim=True) & (s < self.until)
         bounded = x.clamp(-self.max_state, self.max_state)
         rate = self.field(self.start + s.to(x.dtype) * self.span, bounded)
-        is_defined = rate.isfinite().all(-1, keepdim=True)
+        is_alive, is_defined = s < self.until, rate.isfinite().all(-1, keepdim=True)
         self.is_undefined = self.is_undefined | (is_alive & ~is_defined)
         return torch.where(is_alive & is_defined, self.span * rate, 0.0)
 
@@ -68,37 +69,46 @@ class Elapsed:
 
     def is_frozen(self, position: Tensor, path: Tensor) -> Tensor:
         """Whether states (*draws, series, time, state) at some s (series, time) are frozen."""
-        until = torch.where(self.is_undefined, self._before_step(), self.until)
-        return ~(path.abs() <= self.max_state).all(-1) | (position > until)
+        self._freeze(self.is_undefined)
+        return self._is_outside(path).squeeze(-1) | (position > self.until)
+
+    def _is_outside(self, x: Tensor) -> Tensor:
+        return ~(x.abs() <= self.max_state).all(-1, keepdim=True)
+
+    def _freeze(self, which: Tensor) -> None:
+        # torchdiffeq calls a stage up to one rounding before the step that it belongs to
+        now = self.position - 4 * torch.finfo(self.start.dtype).eps
+        self.until = torch.where(which, self.until.clamp_max(now), self.until)
 
     # ---- what torchdiffeq calls beside the field -------------------------------------------------
     def norm(self, error: Tensor) -> Tensor:
-        """Size of an error in units of the tolerance, without a gradient through the step size."""
+        """Root mean square over the state, largest over draws and series that are not frozen.
+
+        torchdiffeq's own norm averages over the batch, so a hard trajectory hides among easy ones.
+        The size of a step has no gradient here.
+        """
         size = error.detach().pow(2).mean(-1).sqrt().nan_to_num(nan=REFUSED)
+        size = torch.where(self.until.squeeze(-1) <= self.position, 0.0, size)
         self.error = torch.where(self.is_undefined.squeeze(-1), REFUSED, size)
         return self.error.max()
 
     def callback_step(self, s: Tensor, x: Tensor, step: Tensor) -> None:
-        """Before every step that is tried."""
+        """Before every step that is tried, from the state x at s."""
         self.num_steps += 1
         # a fixed step is never taken again
-        if self.max_num_steps is None or step < SHORTEST:
-            self.until = torch.where(self.is_undefined, self._before_step(), self.until)
-        self.is_undefined = torch.zeros_like(self.is_undefined)
+        if self.max_num_steps is None or step < SHORTEST[self.start.dtype]:
+            self._freeze(self.is_undefined)
+        self.position, self.is_undefined = s.item(), torch.zeros_like(self.is_undefined)
+        self._freeze(self._is_outside(x))
         self._check(self.num_steps, s, step, [x])
 
     def callback_step_adjoint(self, s: Tensor, x: Sequence[Tensor], step: Tensor) -> None:
         """Before every step that is tried on the way back."""
         self.num_adjoint_steps += 1
-        self.is_undefined = torch.zeros_like(self.is_undefined)
+        self.position, self.is_undefined = s.item(), torch.zeros_like(self.is_undefined)
         self._check(self.num_adjoint_steps, s, step, x)
 
-    def _before_step(self) -> float:
-        # torchdiffeq calls a stage up to one rounding before the step that it belongs to
-        return self.position - 4 * torch.finfo(self.start.dtype).eps
-
     def _check(self, num_steps: int, s: Tensor, step: Tensor, state: Sequence[Tensor]) -> None:
-        self.position = s.item()
         if self.max_num_steps is None:
             return
         if num_steps > self.max_num_steps:
