@@ -54,7 +54,10 @@ def load(
         _fill(guide.to(dtype=dtype), storage.read_state(folder / "guide.pt"), folder / "guide.pt")
     else:
         state = _fill_store(guide, train, storage.read_state(folder / "store.pt"))
-    history = HISTORIES[engine](**storage.read_history(folder))
+    try:
+        history = HISTORIES[engine](**storage.read_history(folder))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds the history of another version: {error}") from error
     return Posterior(model, guide, train, history=history, settings=config["settings"], state=state)
 
 

@@ -117,8 +117,8 @@ def dataset(
     coordinates: Mapping[str, Any],
     attributes: Mapping[str, str | int | float | list[Any]] | None = None,
 ) -> xr.Dataset:
-    """An xarray data set from `{name: (dims, array)}`."""
-    arrays = {name: (list(dims), np.asarray(array)) for name, (dims, array) in variables.items()}
+    """An xarray data set from `{name: (dims, array)}`, which shares no memory with the arrays."""
+    arrays = {name: (list(dims), np.array(array)) for name, (dims, array) in variables.items()}
     return xr.Dataset(arrays, coords=dict(coordinates), attrs=dict(attributes or {}))
 
 
@@ -140,7 +140,7 @@ def to_dataset(
     variables: dict[str, tuple[Sequence[str], Any]] = {
         "values": (["series", "time", *event], values),
         "observed": (["series", "time", *event], observed),
-        "times": (["series", "time"], np.broadcast_to(times, values.shape[:2]).copy()),
+        "times": (["series", "time"], np.broadcast_to(times, values.shape[:2])),
         "start": (["series"], start),
         "num_times": (["series"], num_times),
     }
@@ -149,7 +149,7 @@ def to_dataset(
     if names:
         coordinates["component"] = list(names)
     if times.ndim == 1:
-        coordinates["time"] = times
+        coordinates["time"] = times.copy()
     if static is not None:
         variables["static"] = (["series", "feature"], static)
         coordinates["feature"] = list(features or ())

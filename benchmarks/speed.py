@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed [--smoke] [--json FILE]
 
-Table A: one step (ELBO and its gradient, 4 particles, van der Pol 10 x 50, width 32): the script that
-people write (a site per weight matrix, torchdiffeq, Pyro's `Trace_ELBO`, a loop over particles), our
-model through Pyro's `TraceMeanField_ELBO`, and our `elbo_terms`.
+Table A: one step (ELBO and its gradient, 4 particles, van der Pol 10 x 50, width 32): the script
+that people write (a site per weight matrix, torchdiffeq, Pyro's `Trace_ELBO`, a loop over
+particles), our model through Pyro's `TraceMeanField_ELBO`, and our `elbo_terms`.
 Table B: a prediction of 64 draws x 10 series against 1 draw x 10 series.
 """
 

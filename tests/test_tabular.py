@@ -1,4 +1,4 @@
-"""Tables in, tables out: tidy tables, CSV files and the real records."""
+"""Tables in, tables out: tidy tables, CSV files, the real records, xarray."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 from bayesode import tabular
 from bayesode.datasets import lynx_hare
 from bayesode.errors import DataError
+from bayesode.inputs import Inputs
 from bayesode.trajectories import Trajectories
 
 SHARED = Path(
@@ -223,3 +225,103 @@ def test_theophylline_keeps_the_own_grid_of_every_subject():
     train, test = data.split(time=12.0)
     assert train.num_observed + test.num_observed == 132
     assert test.grid.min() > 12.0 and test.start.tolist() == [0.0] * 12
+
+
+# ---- xarray --------------------------------------------------------------------------------------
+VALUES = torch.arange(12.0, dtype=torch.float64).view(2, 3, 2)
+
+
+def own_times(**changes) -> Trajectories:
+    """Padded own times, a missing and a hidden value, starts, mixed labels and inputs."""
+    values = VALUES.clone()
+    values[0, 1, 0] = torch.nan
+    mask = torch.ones(2, 3, 2).bool()
+    mask[1, 0, 1] = False
+    arguments = {
+        "mask": mask,
+        "series": ["a", 7],
+        "names": ["prey", "predator"],
+        "start": [-1.0, 0.1],
+        "inputs": Inputs([[1.0, 2.0], [3.0, 4.0]], ["dose", "weight"]),
+        "num_times": [3, 2],
+    }
+    return Trajectories([[0.0, 1.0, 2.0], [0.1, 0.3, 9.0]], values, **arguments | changes)
+
+
+def assert_same(data: Trajectories, other: Trajectories):
+    """All but hidden values."""
+    assert data.series == other.series and data.names == other.names
+    assert [type(label) for label in data.series] == [type(label) for label in other.series]
+    for name in ("times", "start", "num_times", "mask", "index"):
+        assert torch.equal(getattr(data, name), getattr(other, name)), name
+    assert data.values.dtype == other.values.dtype
+    assert torch.equal(data.values[data.mask], other.values[other.mask])
+    assert (data.inputs is None) == (other.inputs is None)
+    if data.inputs is not None:
+        assert data.inputs.names == other.inputs.names
+        assert torch.equal(data.inputs.static, other.inputs.static)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        own_times(),
+        own_times(series=None, inputs=None),
+        own_times().to(dtype=torch.float32),
+        Trajectories([0.0, 0.5, 2.0], VALUES, start=-1.0, series=["u", "v"]),
+        Trajectories([0.0, 0.5, 2.0], VALUES, num_times=2),
+        Trajectories([1.6e9, 1.6e9 + 0.001], torch.rand(3, 2, 4, 5)),
+    ],
+    ids=repr,
+)
+def test_xarray_and_back_keeps_all_but_hidden_values(data):
+    again = Trajectories.from_xarray(data.to_xarray())
+    assert_same(again, data)
+    assert torch.equal(torch.isnan(again.values), ~data.mask)
+
+
+def test_data_survive_a_netcdf_file(tmp_path):
+    for number, data in enumerate((own_times(series=["a", "b"]), own_times(series=[3, 4]))):
+        path = tmp_path / f"{number}.nc"
+        data.to_xarray().to_netcdf(path, engine="h5netcdf")
+        assert_same(Trajectories.from_xarray(xr.load_dataset(path, engine="h5netcdf")), data)
+
+
+def test_series_selected_in_xarray_come_back():
+    data = own_times(series=["a", "b"])
+    assert_same(Trajectories.from_xarray(data.to_xarray().sel(series=["b"])), data.rows([1]))
+
+
+def test_xarray_shows_dims_coordinates_and_missing_values():
+    shared = Trajectories([0.0, 1.0, 2.0], own_times().values, series=["u", "v"], start=-1.0)
+    cells = shared.to_xarray()
+    assert cells["values"].dims == ("series", "time", "component")
+    assert cells["series"].values.tolist() == ["u", "v"]
+    assert cells["time"].values.tolist() == [0.0, 1.0, 2.0]
+    assert np.isnan(cells["values"].sel(series="u", time=1.0, component="x1"))
+    assert not cells["observed"].sel(series="u", time=1.0, component="x1")
+    assert float(cells["values"].sel(series="v", time=2.0, component="x2")) == 11.0
+    hidden = own_times().to_xarray()
+    assert "time" not in hidden.coords
+    assert np.isnan(hidden["values"].sel(series=7, component="predator")[0])
+    images = Trajectories([0.0], torch.rand(3, 1, 4, 5)).to_xarray()
+    assert images["values"].dims == ("series", "time", "event0", "event1")
+
+
+def test_writing_xarray_does_not_share_memory_with_the_data():
+    data = own_times()
+    cells = data.to_xarray()
+    for name in ("values", "observed", "times", "start", "num_times", "static"):
+        cells[name].values[:] = 0
+    assert_same(data, own_times())
+
+
+def test_xarray_data_that_cannot_be_read_are_refused():
+    cells = own_times().to_xarray()
+    for name in ("values", "times", "start", "num_times"):
+        with pytest.raises(DataError, match=f"no variable '{name}'"):
+            Trajectories.from_xarray(cells.drop_vars(name))
+    with pytest.raises(DataError, match="an xarray Dataset is needed, not int"):
+        Trajectories.from_xarray(5)
+    with pytest.raises(DataError, match="export the observed data"):
+        own_times().at([9.0]).to_xarray()

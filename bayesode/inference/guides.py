@@ -72,13 +72,13 @@ class MeanFieldGuide(PyroModule):
         super().__init__()
         start, times = model.units.dimensionless_times(trajectories)
         if model.solver.priors(start, times):
-            raise DataError("a model with random paths needs a guide for them: take SDEGuide.")
+            raise DataError("a model with random paths needs a guide that draws them.")
         prototype, priors = model.prototype(), model.global_priors()
         self.supports: dict[str, tuple[Any, int]] = {}
         self.offset, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         for site, value in prototype.items():
             prior = resolve(priors[site], prototype)
-            if prior.support.is_discrete:
+            if prior.support.is_discrete:  # pyright: ignore[reportOptionalMemberAccess]
                 raise DataError(
                     f"{site} has a discrete prior, {prior}, and no gradient: sum it out of the "
                     "likelihood or give it a continuous prior."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
@@ -136,9 +135,9 @@ class LaplaceGuide(Float64Module):
     def path(
         self, model: DynamicalModel, values: dict[str, Tensor], question: Trajectories
     ) -> tuple[Tensor, Tensor]:
-        """Linearised paths of draws: path(mean) + J (draw - mean), within the climate.
+        """Linearised paths of draws, within the climate.
 
-        Weights that are drawn and solved again are useless, the linearisation is the posterior.
+        The solved path of the mean plus its Jacobian times the deviation of the draw. Weights that are drawn and solved again are useless, the linearisation is the posterior.
         Where its sd exceeds the data's, mean and sd shrink towards the data's own mean and twice
         their sd.
 

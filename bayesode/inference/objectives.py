@@ -167,7 +167,8 @@ class PyroObjective:
         self._check_plates(batch)
         with pyro.poutine.trace(param_only=True) as capture:
             self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
-        found = {n: site["value"].unconstrained() for n, site in capture.trace.nodes.items()}
+        nodes: dict[str, Any] = dict(capture.trace.nodes)
+        found = {name: site["value"].unconstrained() for name, site in nodes.items()}
         # a module that a guide uses twice gives each of its parameters two names
         self._parameters = {n: p for p, n in {p: n for n, p in found.items()}.items()}
         if not self._parameters:

@@ -242,7 +242,8 @@ class Posterior:
     # ---- inside ----------------------------------------------------------------------------------
     @contextmanager
     def _active(self, seed: int | None) -> Iterator[None]:
-        with seeded(seed), pyro.get_param_store().scope(dict(self.state) or None), torch.no_grad():
+        state: Any = dict(self.state) or None
+        with seeded(seed), pyro.get_param_store().scope(state), torch.no_grad():
             yield
 
     def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:

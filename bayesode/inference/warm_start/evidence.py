@@ -152,9 +152,7 @@ def fit_noise(
         )
         if change < TOLERANCE or num_rounds == MAX_ROUNDS:
             evidence = _log_evidence(data, found.cost, noise_scale, covariance)
-            return LaplaceFit(
-                data, point, noise_scale, covariance, leverage, evidence, num_rounds
-            )
+            return LaplaceFit(data, point, noise_scale, covariance, leverage, evidence, num_rounds)
         noise_scale, data = fresh, replace(data, field=replace(data.field, sd=sd))
 
 

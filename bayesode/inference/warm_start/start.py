@@ -111,8 +111,8 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
     num_hidden = data.x0_mean.shape[-1] - data.response.shape[-1]
     if num_hidden > 0:
         raise FitError(
-            f"{num_hidden} component(s) of the state are not observed, and the warm start begins at "
-            "smoothed data: call fit_svi(..., warm_start=False)."
+            f"{num_hidden} component(s) of the state are not observed, and the warm start begins "
+            "at smoothed data: call fit_svi(..., warm_start=False)."
         )
     return data, grid, smoothed
 
