@@ -11,7 +11,7 @@ import bayesode as bo
 from bayesode.models.contracts import draw
 
 SMALL = "BAYESODE_SMALL" in os.environ
-simulated = bo.datasets.lotka_volterra(num_series=4, num_times=25, seed=0)
+simulated = bo.datasets.van_der_pol(num_series=4, num_times=30, seed=0)
 train = simulated.observed
 
 # --- 1. A composition of parts --------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Simulated systems and the lynx-hare record."""
 
 import csv
+import importlib
+import itertools
 import math
 import os
 import random
@@ -13,18 +15,38 @@ import torch
 from bayesode import datasets
 from bayesode.errors import DataError, ShapeError
 
+glycolysis_module, lorenz_module = (
+    importlib.import_module(f"bayesode.datasets.{name}") for name in ("glycolysis", "lorenz")
+)  # `datasets.lorenz` is the function
+
 SHARED = Path(
     os.environ.get("BAYESODE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
 )
 
-# The equations, written once more and by hand: derivative, law of x(0), horizon.
+# The equations, written once more and by hand: derivative, center and half width of the law of
+# x(0), horizon, number of times, noise. All laws are uniform but that of Lorenz, which is normal.
 EQUATIONS = {
-    datasets.van_der_pol: (lambda x, y: (y, (1 - x * x) * y - x), (-3, 3), 10),
-    datasets.lotka_volterra: (lambda x, y: (x * (1.5 - y), y * (x - 3)), (1, 5), 6),
+    datasets.van_der_pol: (lambda x, y: (y, (1 - x * x) * y - x), 0, 3, 10, 50, 0.1),
+    datasets.lotka_volterra: (lambda x, y: (x * (1.5 - y), y * (x - 3)), 3, 2, 6, 50, 0.1),
     datasets.fitzhugh_nagumo: (
         lambda v, w: (3 * (v - v * v * v / 3 + w), -(v - 0.2 + 0.2 * w) / 3),
-        (-2, 2),
-        10,
+        *(0, 2, 10, 50, 0.1),
+    ),
+    datasets.cubic_spiral: (
+        lambda x, y: (-0.1 * x * x * x - 2 * y * y * y, 2 * x * x * x - 0.1 * y * y * y),
+        *(0, 2, 10, 100, 0.1),
+    ),
+    datasets.damped_pendulum: (
+        lambda q, p: (p, -2 * torch.sin(q) - 0.1 * p),
+        *(0, 1.5, 10, 50, 0.05),
+    ),
+    datasets.lorenz: (
+        lambda x, y, z: (10 * (y - x), x * (28 - z) - y, x * y - 8 * z / 3),
+        *((0, 0, 25), 8, 2, 80, 0.5),
+    ),
+    datasets.glycolysis: (
+        lambda x, y: (-x + 0.08 * y + x * x * y, 0.6 - 0.08 * y - x * x * y),
+        *(1.3, 1, 20, 60, 0.05),
     ),
 }
 systems = pytest.mark.parametrize("system", EQUATIONS, ids=lambda system: system.__name__)
@@ -32,14 +54,16 @@ systems = pytest.mark.parametrize("system", EQUATIONS, ids=lambda system: system
 
 @systems
 def test_truth_solves_the_equations(system):
-    step, (equations, _, horizon) = 1e-3, EQUATIONS[system]
+    step, (equations, _, _, horizon, *_) = 1e-3, EQUATIONS[system]
     times = torch.arange(0, horizon + step / 2, step, dtype=torch.float64)
     path = system(num_series=4, times=times, seed=3).truth.values
     ahead, behind = path[:, 3:-1] - path[:, 1:-3], path[:, 4:] - path[:, :-4]
     slope = (8 * ahead - behind) / (12 * step)  # error: step^4 / 30 of the fifth derivative
     expected = torch.stack(equations(*path[:, 2:-2].unbind(-1)), -1)
-    # Fifth derivatives stay below 1e5 here, so 4e-9; the integration's 1e-9 per step weighs more.
-    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-5)
+    # Fifth derivatives stay below 1e8 here, so 4e-6; else the integration's 1e-9 per step weighs
+    # more, in proportion to the state.
+    tolerance = 1e-5 * max(1.0, path.abs().max().item())
+    torch.testing.assert_close(slope, expected, rtol=0, atol=tolerance)
 
 
 def test_limit_cycle_of_van_der_pol_has_the_known_amplitudes():
@@ -59,6 +83,54 @@ def test_lotka_volterra_conserves_its_invariant():
     assert drift < 1e-6  # populations fall to 1e-3, where the tolerance weighs a thousandfold
 
 
+def derivative(module, *state):
+    """The derivative of a data set's own system at a state of tensors."""
+    system = module.SYSTEM
+    return system.derivative(*state, **system.parameters)
+
+
+def test_cubic_spiral_loses_amplitude_at_the_known_rate():
+    step = 1e-3
+    times = torch.arange(0, 1 + step / 2, step, dtype=torch.float64)
+    x1, x2 = datasets.cubic_spiral(num_series=5, times=times).truth.values.unbind(-1)
+    lost = (x1**4 + x2**4)[:, ::1000].diff() / 4
+    rate = -0.1 * (x1**6 + x2**6)
+    simpson = rate[:, ::2].sum(1) * 2 + rate[:, 1::2].sum(1) * 4 - rate[:, 0] - rate[:, -1]
+    torch.testing.assert_close(lost[:, 0], simpson * step / 3, rtol=0, atol=1e-6)
+
+
+def test_pendulum_loses_energy_at_the_known_rate():
+    step = 1e-2
+    times = torch.arange(0, 10 + step / 2, step, dtype=torch.float64)
+    q, p = datasets.damped_pendulum(num_series=5, times=times).truth.values.unbind(-1)
+    energy, rate = p**2 / 2 - 2 * q.cos(), -0.1 * p**2
+    simpson = (rate[:, :-2:2] + 4 * rate[:, 1:-1:2] + rate[:, 2::2]) * step / 3
+    torch.testing.assert_close(energy[:, ::2].diff(), simpson, rtol=0, atol=1e-8)
+    assert (energy.diff() < 0).all()
+
+
+def test_lorenz_has_its_three_fixed_points():
+    far = math.sqrt(8 / 3 * 27)
+    points = torch.tensor([[0, 0, 0], [far, far, 27], [-far, -far, 27]], dtype=torch.float64)
+    rates = torch.stack(derivative(lorenz_module, *points.unbind(-1)))
+    torch.testing.assert_close(rates, torch.zeros_like(rates), rtol=0, atol=1e-12)
+
+
+def test_lorenz_contracts_volumes_at_the_known_rate():
+    point = torch.tensor([1.0, -2.0, 20.0], dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda x: torch.stack(derivative(lorenz_module, *x)))(point)
+    assert jacobian.trace().item() == pytest.approx(-(10 + 1 + 8 / 3), rel=1e-12)
+
+
+def test_glycolysis_has_an_unstable_equilibrium_inside_its_cycle():
+    point = torch.tensor([0.6, 0.6 / (0.08 + 0.36)], dtype=torch.float64)
+    rates = torch.stack(derivative(glycolysis_module, *point))
+    torch.testing.assert_close(rates, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
+    jacobian = torch.func.jacrev(lambda x: torch.stack(derivative(glycolysis_module, *x)))(point)
+    assert jacobian.trace() > 0 and jacobian.det() > 0
+    assert jacobian.det().item() == pytest.approx(0.08 + 0.36, rel=1e-12)  # a + b^2
+
+
 @systems
 def test_own_times_see_the_same_path_as_shared_times(system):
     shared = system(num_series=3, num_times=9, seed=5)
@@ -72,17 +144,22 @@ def test_own_times_see_the_same_path_as_shared_times(system):
 
 @systems
 def test_initial_states_follow_the_stated_law(system):
-    (low, high), num_series = EQUATIONS[system][1], 4000
+    (_, center, width, *_), num_series = EQUATIONS[system], 4000
     data = system(num_series=num_series, times=[0.0], noise_scale=0.0)
     x0 = data.truth.values[:, 0]
-    assert x0.min() >= low and x0.max() <= high
-    # For U(-1, 1) the variances are 1/3 and 1/5 - 1/9. Five comparisons at 5 standard errors in
-    # each of 3 systems: a false alarm in 1e5 seeds.
-    unit = (2 * x0 - (low + high)) / (high - low)
-    assert unit.mean(0).abs().max() < 5 * math.sqrt(1 / 3 / num_series)
-    error = (unit.square().mean(0) - 1 / 3).abs().max()
-    assert error < 5 * math.sqrt((1 / 5 - 1 / 9) / num_series)
-    assert (unit.prod(-1).mean()).abs() < 5 / 3 / math.sqrt(num_series)  # independent
+    unit = (x0 - torch.tensor(center, dtype=torch.float64)) / width
+    if system is datasets.lorenz:
+        second, fourth = 1, 3
+    else:
+        second, fourth = 1 / 3, 1 / 5
+        assert unit.abs().max() <= 1 + 1e-7  # states are drawn in float32
+    # Five comparisons (nine of three components) at 5 standard errors in each of 7 systems: a
+    # false alarm in 4e4 seeds.
+    assert unit.mean(0).abs().max() < 5 * math.sqrt(second / num_series)
+    error = (unit.square().mean(0) - second).abs().max()
+    assert error < 5 * math.sqrt((fourth - second**2) / num_series)
+    for first, other in itertools.combinations(unit.unbind(-1), 2):  # independent
+        assert (first * other).mean().abs() < 5 * second / math.sqrt(num_series)
 
 
 @systems
@@ -96,7 +173,7 @@ def test_initial_states_of_a_seed_depend_on_nothing_else(system):
     for settings in (
         {"num_times": 11},
         {"noise_scale": 0.0},
-        {"noise_scale": [1.0, 2.0]},
+        {"noise_scale": [1.0, 2.0, 3.0][: len(system(num_series=1).truth.names)]},
         {"missing": 0.5},
         {"times": "irregular"},
         {"horizon": 2.0},
@@ -116,15 +193,19 @@ def test_initial_state_holds_at_zero_when_the_first_time_is_later():
 @systems
 def test_noise_has_the_stated_scale(system):
     default = system(num_series=50, num_times=40, seed=1)
-    assert default.noise_scale.tolist() == [0.1, 0.1]
-    scaled = system(num_series=50, num_times=40, seed=2, noise_scale=[0.02, 0.7])
+    *_, noise_scale = EQUATIONS[system]
+    dim = len(default.truth.names)
+    assert default.noise_scale.tolist() == [noise_scale] * dim
+    scaled = system(num_series=50, num_times=40, seed=2, noise_scale=[0.02, 0.7, 0.3][:dim])
     for data in (default, scaled):
         noise = (data.observed.values - data.truth.values) / data.noise_scale
         count = noise[..., 0].numel()
-        # 14 comparisons at 5 standard errors in each of 3 systems: a false alarm in 4e4 seeds
+        # 14 comparisons (24 of three components) at 5 standard errors in each of 7 systems: a
+        # false alarm in 1e4 seeds
         assert noise.mean((0, 1)).abs().max() < 5 / math.sqrt(count)
         assert (noise.std((0, 1)) - 1).abs().max() < 5 / math.sqrt(2 * count)
-        assert (noise.prod(-1).mean()).abs() < 5 / math.sqrt(count)
+        for first, other in itertools.combinations(noise.unbind(-1), 2):
+            assert (first * other).mean().abs() < 5 / math.sqrt(count)
         lagged = (noise[:, 1:] * noise[:, :-1]).mean((0, 1))
         assert lagged.abs().max() < 5 / math.sqrt(count - 50)
 
@@ -163,13 +244,14 @@ def test_every_series_keeps_a_value_and_more_missing_only_adds():
 @systems
 def test_irregular_times_begin_at_zero_and_end_at_the_horizon(system):
     times = system(num_series=5, num_times=30, times="irregular").observed.times
-    horizon = EQUATIONS[system][2]
+    *_, horizon, usual_num_times, _ = EQUATIONS[system]
     assert times.shape == (5, 30) and times.dtype == torch.float64
     assert (times[:, 0] == 0).all() and (times[:, -1] == horizon).all()
     assert len(set(times[:, 1].tolist())) == 5
     regular = system(num_series=5, num_times=30).observed.times
     assert torch.equal(regular, torch.linspace(0, horizon, 30, dtype=torch.float64))
-    assert system(num_series=5, horizon=1.5).observed.times[-1] == 1.5
+    usual = system(num_series=5, horizon=1.5).observed.times
+    assert usual[-1] == 1.5 and len(usual) == usual_num_times
 
 
 @systems
@@ -212,7 +294,7 @@ def test_default_dtype_does_not_change_the_data():
         ({"noise_scale": -0.1}, DataError, "at least 0"),
         ({"noise_scale": math.nan}, DataError, "standard deviation"),
         ({"noise_scale": "loud"}, DataError, "one number or one per component"),
-        ({"noise_scale": [0.1, 0.1, 0.1]}, ShapeError, "one number or 2"),
+        ({"noise_scale": [0.1] * 4}, ShapeError, "one number or [23], not"),
         ({"missing": 1.0}, DataError, "below 1"),
         ({"missing": -0.1}, DataError, "at least 0"),
         ({"horizon": 0.0}, DataError, "positive finite"),

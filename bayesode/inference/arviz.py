@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +23,43 @@ with warnings.catch_warnings():
 IS_LEGACY = hasattr(az, "InferenceData")
 
 
-def inference_data(
-    ensemble: Ensemble,
-    draws: dict[str, Tensor],
-    data: Trajectories,
-    labels: dict[str, list[str]],
-    train: Trajectories,
-) -> Any:
-    """Posterior, posterior predictive, observed data and pointwise log likelihood.
+def inference_data(ensemble: Ensemble, data: Trajectories, labels: Mapping[str, list[str]]) -> Any:
+    """Posterior, posterior predictive, sample stats, observed data, pointwise log likelihood.
 
     Args:
         ensemble: Predictions at the times of `data`.
-        draws: Sites in users' units, (draws, *event); as many as the ensemble has.
-        data: Observed data.
+        data: Observed data, or a question.
         labels: Readable names of the entries of sites.
-        train: The data of the fit, whose series x0 has.
 
     Returns:
-        `InferenceData` or `DataTree`; dims are (chain, draw, ...). The log likelihood stacks the
-        observed points to one dim `obs`: a NaN of a missing value would make any sum NaN.
+        `InferenceData` or `DataTree`; dims are (chain, draw, ...), the series those of `data`. The
+        log likelihood stacks the observed points to one dim `obs`: a NaN of a missing value would
+        make any sum NaN. `failed` of the sample stats marks draws that left the model's bound.
     """
-    time = {"time": data.times.cpu().numpy()} if data.times.dim() == 1 else {}
-    event = (
-        ["component"]
-        if len(data.event_shape) == 1
-        else [f"event{i}" for i in range(len(data.event_shape))]
-    )
-    common: dict[str, Any] = {"series": list(data.series), "component": list(data.names)} | time
-    if "time" not in common:
-        common["time_of_series"] = (["series", "time"], data.grid.cpu().numpy())
     attributes = {"created_by": "bayesode", "draws": "independent draws of an approximation"}
-    names = list(ensemble.units.names) or [f"x{i + 1}" for i in range(ensemble.path.shape[-1])]
-    posterior, coordinates = _posterior(draws, labels, train, names)
-    posterior["path"] = (["chain", "draw", "path_series", "time", "state"], _chain(ensemble.states))
+    event = [f"event{i}" for i in range(ensemble.values.dim() - 3)]
+    where: dict[str, Any] = {"series": _labels(data)}
+    if data.times.dim() == 1:
+        where["time"] = data.times.cpu().numpy()
+    else:
+        where["time_of_series"] = (["series", "time"], data.grid.cpu().numpy())
+    seen = dict(where)
+    if len(event) == 1:
+        event, seen["component"] = ["component"], list(ensemble.train.names)
+    variables, coordinates = _posterior(ensemble, labels)
+    predictive = {
+        name: (["chain", "draw", "series", "time", *event], _chain(values))
+        for name, values in (("values", ensemble.values), ("signal", ensemble.signal))
+    }
+    failed = {"failed": (["chain", "draw", "series"], _chain(ensemble.failed))}
     groups = {
-        "posterior": dataset(
-            posterior, coordinates | time | {"path_series": list(data.series)}, attributes
-        ),
-        "posterior_predictive": dataset(
-            {
-                name: (["chain", "draw", "series", "time", *event], _chain(values))
-                for name, values in (("values", ensemble.values), ("signal", ensemble.signal))
-            },
-            common,
-            attributes,
-        ),
+        "posterior": dataset(variables, coordinates | where, attributes),
+        "posterior_predictive": dataset(predictive, seen, attributes),
+        "sample_stats": dataset(failed, {"series": where["series"]}, attributes),
     }
     if data.values is not None and data.mask is not None:
-        groups["observed_data"] = data.to_xarray()[["values"]]
+        observed = data.to_xarray()[["values"]]
+        groups["observed_data"] = observed.assign_coords(series=where["series"])
         pointwise = ensemble.log_prob(data)[:, data.mask]
         groups["log_likelihood"] = dataset(
             {"values": (["chain", "draw", "obs"], _chain(pointwise))}, _points(data), attributes
@@ -99,29 +89,38 @@ def _chain(values: Tensor) -> Any:
     return values.detach().cpu().unsqueeze(0).numpy()
 
 
+def _labels(data: Trajectories) -> list[str | int]:
+    """Labels of the series, all of one type: netCDF knows no mixed arrays."""
+    is_whole = all(isinstance(label, int) for label in data.series)
+    return list(data.series) if is_whole else [str(label) for label in data.series]
+
+
 def _posterior(
-    draws: dict[str, Tensor], labels: dict[str, list[str]], train: Trajectories, names: list[str]
+    ensemble: Ensemble, labels: Mapping[str, list[str]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    variables: dict[str, Any] = {}
-    coordinates: dict[str, Any] = {"series": list(train.series), "state": names}
-    for site, value in draws.items():
+    """Variables of the posterior, and names of states and of entries of sites."""
+    path = ensemble.states
+    known = ensemble.units.names or ensemble.train.names
+    names = known if len(known) == path.shape[-1] else [f"x{i + 1}" for i in range(path.shape[-1])]
+    variables = {"path": (["chain", "draw", "series", "time", "state"], _chain(path))}
+    coordinates: dict[str, Any] = {"state": list(names)}
+    for site, value in ensemble.draws.items():
+        name = site.replace("/", ".")  # a slash would start a group in netCDF
+        dims = [f"{name}_dim{i}" for i in range(value.dim() - 1)]
         if site == "x0":
-            variables[site] = (["chain", "draw", "series", "state"], _chain(value))
-            continue
-        dims = [f"{site}_dim{i}" for i in range(value.dim() - 1)]
-        if site in labels and len(dims) == 1:
+            dims = ["series", "state"]
+        elif site in labels and len(dims) == 1:
             coordinates[dims[0]] = labels[site]
-        variables[site] = (["chain", "draw", *dims], _chain(value))
+        variables[name] = (["chain", "draw", *dims], _chain(value))
     return variables, coordinates
 
 
 def _points(data: Trajectories) -> dict[str, Any]:
     """Series, time and component of each observed point."""
-    assert_mask: Any = data.mask
-    place = assert_mask.nonzero().cpu()
-    times = data.grid.cpu()[place[:, 0], place[:, 1]].numpy()
-    labels = [str(data.series[row]) for row in place[:, 0].tolist()]
-    points = {"obs_series": ("obs", labels), "obs_time": ("obs", times)}
+    place = data.mask.nonzero().cpu()  # type: ignore[union-attr]
+    times, labels = data.grid.cpu()[place[:, 0], place[:, 1]].numpy(), _labels(data)
+    series = [labels[row] for row in place[:, 0].tolist()]
+    points = {"obs_series": ("obs", series), "obs_time": ("obs", times)}
     if data.names:
         points["obs_component"] = ("obs", [data.names[i] for i in place[:, 2].tolist()])
     return points

@@ -30,6 +30,7 @@ class Ensemble:
         units: Of the model.
         train: The data of the fit.
         solver_error: Computes the solver's error when asked for.
+        draws: The sites behind the paths in users' units, as `Posterior.draws` gives them.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class Ensemble:
         units: Units,
         train: Trajectories,
         solver_error: Callable[[], float],
+        draws: dict[str, Tensor] | None = None,
     ) -> None:
         self.trajectories, self.path, self.observe = trajectories, path, observe
         self.failed, self.values, self.units, self.train = failed, values, units, train
-        self._solver_error = solver_error
+        self._solver_error, self.draws = solver_error, draws or {}
 
     def __repr__(self) -> str:
         draws, series, times = self.path.shape[:3]
@@ -91,7 +93,10 @@ class Ensemble:
     # ---- summaries -------------------------------------------------------------------------------
     @cached_property
     def mean(self) -> Tensor:
-        """Mean of the signal over the draws, shape (series, time, *event)."""
+        """Mean of the signal over the draws, shape (series, time, *event).
+
+        NaN for a series of which every draw failed; `predict` warns of it.
+        """
         valid = self._valid(self.signal)
         return torch.where(valid, self.signal, 0.0).sum(0) / valid.sum(0)
 

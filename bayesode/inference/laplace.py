@@ -137,9 +137,9 @@ class LaplaceGuide(Float64Module):
     ) -> tuple[Tensor, Tensor]:
         """Linearised paths of draws, within the climate.
 
-        The solved path of the mean plus its Jacobian times the deviation of the draw. Weights that are drawn and solved again are useless, the linearisation is the posterior.
-        Where its sd exceeds the data's, mean and sd shrink towards the data's own mean and twice
-        their sd.
+        The solved path of the mean plus its Jacobian times the deviation of the draw. Weights that
+        are drawn and solved again are useless: the linearisation is the posterior. Where its sd
+        exceeds the data's, mean and sd shrink towards the data's own mean and twice their sd.
 
         Returns:
             Paths (draws, series, time, state) and which draws failed: none.

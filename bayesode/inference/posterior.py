@@ -17,15 +17,11 @@ from bayesode.inference import arviz, storage
 from bayesode.inference.elbo import ELBOTerms, elbo_terms, sample_sites
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
+from bayesode.inference.paths import solve_draws, solver_error
 from bayesode.inference.randomness import seeded
 from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
-from bayesode.models.solvers import ODESolver
 from bayesode.trajectories import Trajectories
-
-MAX_NUMBERS = 20_000_000  # of states in one chunk of a prediction: 160 MB in float64
-ERROR_DRAWS, ERROR_SERIES = 8, 16
-LARGEST_SOLVER_ERROR = 0.1  # of the noise
 
 
 class Posterior:
@@ -60,9 +56,7 @@ class Posterior:
     def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draws of every site in users' units: (draws, *event), x0 (draws, series, state)."""
         with self._active(seed):
-            values = self._sample(self.train, num_draws)
-        raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
-        return raw | {"x0": self.model.units.to_users(values["x0"])}
+            return self._in_users_units(self._sample(self.train, num_draws))
 
     def predict(
         self,
@@ -94,12 +88,20 @@ class Posterior:
             _, _, observe = self.model.build(values, question)
             path, failed = self._paths(values, question, solver)
             drawn = observe(path, None).sample()
+        if failed.all(0).any():
+            row = int(failed.all(0).nonzero()[0])
+            warnings.warn(
+                f"no draw of series {question.series[row]!r} stays within the model's bound: its "
+                "means and bands are NaN.",
+                stacklevel=2,
+            )
         return Ensemble(
             trajectories=question,
             path=path,
             observe=observe,
             failed=failed,
             values=drawn,
+            draws=self._in_users_units(values),
             units=self.model.units,
             train=self.train,
             solver_error=lambda: self._solver_error(values, question),
@@ -142,44 +144,12 @@ class Posterior:
         """Paths of draws: by the guide if it has its own way to them, else solved."""
         if hasattr(self.guide, "path") and solver is None:
             return self.guide.path(self.model, values, question)
-        return self._solve(values, question, solver)
+        return solve_draws(self.model, values, question, solver)
 
-    def _solve(
-        self, values: dict[str, Tensor], question: Trajectories, solver: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Paths of all draws in one solve, or in few if they would not fit into memory."""
-        num_draws = len(values["x0"])
-        size = values["x0"][0].numel() * max(question.times.shape[-1], 1)
-        chunk = max(1, min(num_draws, MAX_NUMBERS // max(size, 1)))
-        parts = []
-        for first in range(0, num_draws, chunk):
-            some = {site: value[first : first + chunk] for site, value in values.items()}
-            _, field, _ = self.model.build(some, question)
-            parts.append(self.model.solve(field, some, question, solver))
-        return torch.cat([p.path for p in parts]), torch.cat([p.failed for p in parts])
-
-    @torch.no_grad()
     def _solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
         if hasattr(self.guide, "center"):  # its draws are linearised, only the center is solved
             values = self.guide.center(self.model, question)
-        rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
-        some = {
-            site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()
-            for site, value in values.items()
-        }
-        own, _ = self._solve(some, question.rows(rows), None)
-        tight = ODESolver("dopri5", rtol=1e-8, atol=1e-8)
-        reference, _ = self._solve(some, question.rows(rows), tight)
-        site_values = {s.removeprefix("likelihood."): v for s, v in some.items()}
-        information = self.model.likelihood.fisher(own, site_values)
-        distance = (own - reference)[..., : information.shape[-1]]
-        error = (distance.square() * information).mean().sqrt().item()
-        if error > LARGEST_SOLVER_ERROR:
-            warnings.warn(
-                f"the solver's error is {error:.2g} of the noise; take a smaller step.",
-                stacklevel=3,
-            )
-        return error
+        return solver_error(self.model, values, question)
 
     @property
     def log_evidence(self) -> float:
@@ -223,13 +193,8 @@ class Posterior:
             `arviz.InferenceData` (ArviZ 0.x) or `xarray.DataTree` (1.x).
         """
         data = self.train if trajectories is None else trajectories
-        return arviz.inference_data(
-            self.predict(data, num_draws=num_draws, seed=seed),
-            self.draws(num_draws, seed=seed),
-            data,
-            self.model.labels(),
-            self.train,
-        )
+        ensemble = self.predict(data, num_draws=num_draws, seed=seed)
+        return arviz.inference_data(ensemble, data, self.model.labels())
 
     def save(self, folder: str | Path) -> Path:
         """Write the run to a folder as plain numbers; `bayesode.load(folder)` reads it.
@@ -245,6 +210,11 @@ class Posterior:
         state: Any = dict(self.state) or None
         with seeded(seed), pyro.get_param_store().scope(state), torch.no_grad():
             yield
+
+    def _in_users_units(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws per site without the plate's place, x0 in the units of the data."""
+        raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
+        return raw | {"x0": self.model.units.to_users(values["x0"])}
 
     def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
         if hasattr(self.guide, "sample"):

@@ -114,6 +114,12 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
             f"{num_hidden} component(s) of the state are not observed, and the warm start begins "
             "at smoothed data: call fit_svi(..., warm_start=False)."
         )
+    is_seen = data.mask.any(0).any(0)
+    if not is_seen.all():
+        raise FitError(
+            f"component {train.names[int((~is_seen).nonzero()[0])]!r} has no observed value, and the "
+            "warm start begins at smoothed data: drop it, or call fit_svi(..., warm_start=False)."
+        )
     return data, grid, smoothed
 
 

@@ -158,7 +158,7 @@ class LogNormalLikelihood(_NoiseScale):
 
     def fisher(self, path: Tensor, values: Values) -> Tensor:
         """Information of one value about the dimensionless state, (*draws, series, time, dim)."""
-        slope = self.units.scale.to(path.dtype).expand(path.shape[-1])
+        slope = self.units.scale.to(path.dtype).expand_as(path)
         if self.units.transform == "identity":
             users = self.units.to_users(path)
             # below zero the logarithm is cut off: it says nothing about the state

@@ -30,7 +30,8 @@ def substeps(start: Tensor, times: Tensor, step: float) -> tuple[Tensor, Tensor,
     Raises:
         SolverError: If a series needs more than a million substeps.
     """
-    gaps = torch.diff(times, dim=-1, prepend=start.unsqueeze(-1))
+    before = torch.cat([start.unsqueeze(-1), times[:, :-1]], -1)
+    gaps = times - before
     count = torch.ceil(gaps / step * (1 - SLACK)).clamp_min(0)
     most = count.sum(-1).max().item() if count.numel() else 0
     if most > MAX_SUBSTEPS:
@@ -49,6 +50,6 @@ def substeps(start: Tensor, times: Tensor, step: float) -> tuple[Tensor, Tensor,
     own = count.gather(-1, interval).clamp_min(1)
     length = gaps.gather(-1, interval) / own
     done = index - (reached - count).gather(-1, interval)
-    begin = times.gather(-1, interval) - gaps.gather(-1, interval) + done * length
+    begin = before.gather(-1, interval) + done * length
     last = times[:, -1:].expand_as(begin)
     return torch.where(is_real, length, 0.0), torch.where(is_real, begin, last), reached
