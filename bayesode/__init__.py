@@ -11,6 +11,7 @@ from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
 from bayesode.inference.elbo import elbo_terms as elbo_terms
 from bayesode.inference.ensemble import Ensemble as Ensemble
+from bayesode.inference.fit import fit as fit
 from bayesode.inference.gradients import GradientCheck as GradientCheck
 from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide

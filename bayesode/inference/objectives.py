@@ -82,8 +82,12 @@ class TermsObjective:
     def warm_start(self, train: Trajectories) -> Start | None:
         """Put the guide near the data."""
         start = find_start(self.model, train)
+        order = train.positions(self.guide.series)
         for site, value in start.values.items():
-            self.guide.set_site(site, value, start.scales[site], start.units.get(site))
+            scale, unit = start.scales[site], start.units.get(site)
+            if site == "x0":
+                value, scale = value[order], scale[order]
+            self.guide.set_site(site, value, scale, unit)
         return start
 
     def prepare(self, batch: Trajectories, num_particles: int) -> None:

@@ -116,6 +116,11 @@ def fit_svi(
             raise DataError(f"{name} must be positive, not {value}.")
     if batch_size is not None and not 1 <= batch_size <= train.num_series:
         raise DataError(f"batch_size must lie between 1 and {train.num_series}, not {batch_size}.")
+    if set(getattr(guide, "series", train.series)) != set(train.series):
+        raise DataError(
+            f"the guide has initial states of the series {list(guide.series[:5])}, the data are of "
+            f"{list(train.series[:5])}: build it on these data, MeanFieldGuide(model, train)."
+        )
     history, begin = History(), time.perf_counter()
     size = train.num_series if batch_size is None else int(batch_size)
     with (

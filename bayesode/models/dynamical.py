@@ -158,4 +158,6 @@ def median(law: TorchDistribution, num_draws: int = 1000) -> Tensor:
         try:
             return base.icdf(torch.full_like(law.sample(), 0.5))
         except NotImplementedError:  # as Gamma, Beta, StudentT in torch
-            return law.sample(torch.Size([num_draws])).median(0).values
+            draws = law.sample(torch.Size([num_draws]))
+            # torch 2.13 gives arbitrary numbers for the median of an expanded tensor, as of Delta
+            return draws.contiguous().median(0).values

@@ -116,9 +116,10 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
         )
     is_seen = data.mask.any(0).any(0)
     if not is_seen.all():
+        name = train.names[int((~is_seen).nonzero()[0])]
         raise FitError(
-            f"component {train.names[int((~is_seen).nonzero()[0])]!r} has no observed value, and the "
-            "warm start begins at smoothed data: drop it, or call fit_svi(..., warm_start=False)."
+            f"component {name!r} has no observed value, and the warm start begins at smoothed "
+            "data: drop it, or call fit_svi(..., warm_start=False)."
         )
     return data, grid, smoothed
 

@@ -1,0 +1,162 @@
+"""The predictive ensemble: summaries over draws, and which data it can be scored on."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import bayesode as bo
+from bayesode.distributions import observed_law
+from bayesode.models.contracts import Observe
+
+DOUBLE = torch.float64
+NUM_DRAWS, NOISE = 21, 0.3
+
+
+def make_ensemble(*, transform: str = "identity", failed=None, times=None) -> bo.Ensemble:
+    """Random paths, seen with a known noise in other units."""
+    torch.manual_seed(0)
+    units = bo.Units([1.0, 2.0], [0.5, 3.0], transform=transform)
+    times = torch.tensor([1.0, 2.0, 4.0], dtype=DOUBLE) if times is None else times
+    train = bo.Trajectories([0.0, 0.5], torch.randn(2, 2, 2, dtype=DOUBLE), series=["a", "b"])
+    path = torch.randn(NUM_DRAWS, 2, 3, 2, dtype=DOUBLE)
+
+    def law(path, mask):
+        return observed_law(dist.Normal(units.to_users(path), NOISE), mask, event_dim=2, fill=0.0)
+
+    observe = Observe(law, units.to_users)
+    return bo.Ensemble(
+        trajectories=train.at(times),
+        path=path,
+        observe=observe,
+        failed=torch.zeros(NUM_DRAWS, 2, dtype=torch.bool) if failed is None else failed,
+        values=observe(path).sample(),
+        units=units,
+        train=train,
+        solver_error=lambda: 0.25,
+    )
+
+
+def some_failed() -> torch.Tensor:
+    failed = torch.zeros(NUM_DRAWS, 2, dtype=torch.bool)
+    failed[3:9, 0] = failed[0, 1] = True
+    return failed
+
+
+def data(ensemble: bo.Ensemble, **changes) -> bo.Trajectories:
+    values = torch.randn(2, 3, 2, dtype=DOUBLE)
+    values[0, 1, 0] = values[1, 2] = math.nan
+    settings = {"series": ["a", "b"], "start": 0.0, **changes}
+    return bo.Trajectories(ensemble.times, values, **settings)
+
+
+def test_states_and_signal_are_in_users_units():
+    location, scale = torch.tensor([1.0, 2.0]).double(), torch.tensor([0.5, 3.0]).double()
+    plain, logged = make_ensemble(), make_ensemble(transform="log")
+    torch.testing.assert_close(plain.states, location + scale * plain.path)
+    torch.testing.assert_close(logged.states, (location + scale * logged.path).exp())
+    assert torch.equal(plain.signal, plain.states)
+    assert (plain.transform, logged.transform) == ("identity", "log")
+
+
+@pytest.mark.parametrize("of", ["values", "signal", "states"])
+def test_quantiles_are_torchs_over_the_draws_that_did_not_fail(of: str):
+    ensemble = make_ensemble(failed=some_failed())
+    levels = [0.05, 0.5, 0.77]
+    found = ensemble.quantile(levels, of=of)
+    assert found.shape == (3, 2, 3, 2)
+    for row in range(2):
+        kept = getattr(ensemble, of)[~ensemble.failed[:, row], row]
+        exact = torch.quantile(kept, torch.tensor(levels, dtype=DOUBLE), dim=0)
+        torch.testing.assert_close(found[:, row], exact)
+    low, high = ensemble.interval(0.9, of=of)
+    torch.testing.assert_close(torch.stack([low, high]), ensemble.quantile([0.05, 0.95], of=of))
+    torch.testing.assert_close(ensemble.quantile(0.5, of=of)[0], found[1])
+
+
+def test_mean_and_median_leave_failed_draws_out():
+    ensemble = make_ensemble(failed=some_failed())
+    for row in range(2):
+        kept = ~ensemble.failed[:, row]
+        torch.testing.assert_close(ensemble.mean[row], ensemble.signal[kept, row].mean(0))
+    torch.testing.assert_close(ensemble.median, ensemble.quantile(0.5)[0])
+    assert ensemble.share_failed == pytest.approx(7 / (2 * NUM_DRAWS))
+    assert f"{7 / (2 * NUM_DRAWS):.1%} failed" in repr(ensemble)
+
+
+def test_failed_draws_may_hold_anything():
+    ensemble, clean = make_ensemble(failed=some_failed()), make_ensemble(failed=some_failed())
+    for tensor in (ensemble.path, ensemble.values):
+        tensor[some_failed()] = math.nan
+    torch.testing.assert_close(ensemble.mean, clean.mean)
+    torch.testing.assert_close(ensemble.median, clean.median)
+
+
+@pytest.mark.parametrize("levels", [-0.1, [0.5, 1.1], math.nan])
+def test_a_level_outside_0_1_is_one_clear_error(levels):
+    with pytest.raises(bo.DataError, match="between 0 and 1"):
+        make_ensemble().quantile(levels)
+
+
+def test_an_unknown_quantity_is_one_clear_error():
+    with pytest.raises(bo.DataError, match="of= must be"):
+        make_ensemble().interval(0.9, of="velocity")
+
+
+def test_log_density_is_that_of_each_point_given_each_draw():
+    ensemble = make_ensemble()
+    test = data(ensemble)
+    found = ensemble.log_prob(test)
+    assert found.shape == (NUM_DRAWS, 2, 3, 2)
+    error = (test.values - ensemble.states) / NOISE
+    exact = -0.5 * error.square() - math.log(NOISE * math.sqrt(2 * math.pi))
+    exact = torch.where(test.mask, exact, 0.0)
+    torch.testing.assert_close(found, exact)
+    assert (found[:, ~test.mask] == 0).all()
+
+
+def test_single_precision_data_are_scored_in_the_models_precision():
+    ensemble = make_ensemble()
+    test = data(ensemble).to(dtype=torch.float32)
+    assert ensemble.log_prob(test).dtype == DOUBLE
+
+
+WRONG = {
+    "other times": {"times": torch.tensor([1.0, 2.0, 4.001], dtype=DOUBLE)},
+    "fewer times": {"times": torch.tensor([1.0, 2.0], dtype=DOUBLE)},
+    "other series": {"series": ["a", "c"]},
+    "series in another order": {"series": ["b", "a"]},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_data_that_were_not_asked_for_cannot_be_scored(what: str):
+    ensemble = make_ensemble()
+    change = {"times": ensemble.times, "series": ["a", "b"]} | WRONG[what]
+    values = torch.randn(2, len(change["times"]), 2, dtype=DOUBLE)
+    other = bo.Trajectories(change["times"], values, series=change["series"], start=0.0)
+    with pytest.raises((bo.DataError, bo.ShapeError), match=r"predict\(train\.at\(test\)\)"):
+        ensemble.log_prob(other)
+
+
+def test_shared_times_and_the_same_times_per_series_are_the_same():
+    ensemble = make_ensemble(times=torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]).double())
+    test = data(make_ensemble())
+    assert test.times.dim() == 1
+    assert ensemble.log_prob(test).shape == (NUM_DRAWS, 2, 3, 2)
+
+
+def test_a_question_cannot_be_scored():
+    ensemble = make_ensemble()
+    with pytest.raises(bo.DataError, match="question without values"):
+        ensemble.log_prob(ensemble.trajectories)
+
+
+def test_solver_error_is_computed_once_when_asked_for():
+    ensemble, calls = make_ensemble(), []
+    ensemble._solver_error = lambda: calls.append(1) or 0.25
+    assert not calls
+    assert (ensemble.solver_error, ensemble.solver_error, len(calls)) == (0.25, 0.25, 1)

@@ -1,0 +1,44 @@
+"""The choice of an engine."""
+
+import pytest
+
+import bayesode as bo
+from bayesode.inference.fit import choose_engine
+
+
+@pytest.fixture(scope="module")
+def train():
+    return bo.datasets.van_der_pol(num_series=2, num_times=20).observed
+
+
+def test_small_models_in_data_space_get_laplace(train):
+    model, guide = bo.neural_ode(train, hidden=[3], verbose=False)
+    posterior = bo.fit(model, guide, train, seed=0, progress=False)
+    assert posterior.settings["engine"] == "laplace"
+    assert "17 random numbers" in posterior.settings["reason"]
+
+
+def test_wide_models_get_svi(train):
+    model, _ = bo.neural_ode(train, hidden=[500], verbose=False)
+    engine, reason = choose_engine(model)
+    assert engine == "svi" and "2502" in reason
+
+
+def test_an_engine_that_is_asked_for_is_taken(train, monkeypatch):
+    seen = {}
+
+    def spy(model, guide, data, **settings):
+        seen.update(settings, guide=guide)
+        raise bo.FitError("enough")
+
+    monkeypatch.setattr("bayesode.inference.fit.fit_svi", spy)
+    model, guide = bo.neural_ode(train, hidden=[3], verbose=False)
+    with pytest.raises(bo.FitError, match="enough"):
+        bo.fit(model, guide, train, engine="svi", seed=5, progress=False)
+    assert seen == {"seed": 5, "progress": False, "guide": guide}
+
+
+def test_unknown_engine_is_named(train):
+    model, guide = bo.neural_ode(train, hidden=[3], verbose=False)
+    with pytest.raises(bo.DataError, match="hmc"):
+        bo.fit(model, guide, train, engine="hmc")
