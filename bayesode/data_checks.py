@@ -39,7 +39,7 @@ def as_numbers(name: str, value: Any) -> Tensor:
             f"objects first{', with NaN where one is missing' if name == 'values' else ''}."
         )
     dtype = np.int64 if array.dtype.kind in "iu" else f"f{min(array.dtype.itemsize, 8)}"
-    return torch.from_numpy(array.astype(dtype, order="C"))
+    return torch.from_numpy(array.astype(dtype))
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

@@ -338,7 +338,7 @@ class Trajectories:
         """
         columns = tabular.series_arrays(table, time=time, values=as_list(values), series=series)
         times, observed = columns.pop("times"), columns.pop("values")
-        if (times == times[0]).all() and (columns["num_times"] == times.shape[1]).all():
+        if (times == times[0]).all():
             times = times[0]
         values_tensor = torch.from_numpy(observed).to(torch.get_default_dtype())
         return cls(times, values_tensor, start=start, **columns)

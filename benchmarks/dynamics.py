@@ -45,7 +45,7 @@ class Size(NamedTuple):
     num_steps: int | None = None
 
 
-SMOKE = Size(num_draws=20, num_series=3, num_times=15, num_steps=5)
+SMOKE = Size(num_draws=20, num_series=4, num_times=20, num_steps=5)
 
 
 class System(NamedTuple):

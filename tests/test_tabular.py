@@ -80,8 +80,9 @@ def test_values_get_the_default_dtype_and_times_float64():
 def test_equal_times_of_all_series_are_shared_and_one_series_needs_no_labels():
     same = table().assign(t=[0.0, 1.0, 2.0, 0.0, 1.0]).iloc[[0, 1, 3, 4]]
     assert Trajectories.from_dataframe(same, **COLUMNS).times.tolist() == [0.0, 1.0]
-    alone = Trajectories.from_dataframe(table(), time="t", values="y", start=-1.0)
-    assert alone.series == ("0",) and alone.names == ("y",) and alone.start.tolist() == [-1.0]
+    renamed = table().rename(columns={"y": "dose"})
+    alone = Trajectories.from_dataframe(renamed, time="t", values="dose", start=-1.0)
+    assert alone.series == ("0",) and alone.names == ("dose",) and alone.start.tolist() == [-1.0]
     assert alone.values.flatten().tolist() == [10.0, 20.0, 30.0, 40.0, 50.0]
 
 
@@ -162,6 +163,8 @@ def test_a_csv_file_is_read_with_comments_blanks_and_missing_cells(tmp_path):
     )
     assert_is_table(Trajectories.from_csv(path, **COLUMNS))
     assert_is_table(Trajectories.from_csv(str(path), **COLUMNS))
+    path.write_text("\ufeff" + path.read_text(), "utf-8")  # as Excel begins its files
+    assert_is_table(Trajectories.from_csv(path, **COLUMNS))
 
 
 def test_a_mark_of_comments_inside_a_line_is_part_of_the_line(tmp_path):

@@ -12,7 +12,7 @@ from torch.func import jacrev
 
 import bayesode as bo
 from bayesode.distributions import observed_law
-from bayesode.inference.warm_start import find_start, match_gradients
+from bayesode.inference.warm_start import find_start, match_gradients, matching
 from bayesode.inference.warm_start.blocks import BorderedChain, solve_chain
 from bayesode.inference.warm_start.evidence import Covariance, fit_noise
 from bayesode.inference.warm_start.flat import FlatField
@@ -427,7 +427,7 @@ def test_gradient_matching_recovers_the_derivative_of_a_smooth_path():
     none = torch.full_like(path, 1e-3)
     smoothed = Smoothed(path, slope, none, torch.ones(2), torch.ones(2))
     field = FlatField.of(bo.BayesianMLP(2, [], 2).double())
-    vector = match_gradients(field, times, smoothed, num_steps=3000)
+    vector = match_gradients(field, times, smoothed)
     found = field.build(vector)(times[..., None], path)
     assert ((found - slope).square().mean() / slope.square().mean()).sqrt() < 0.01
 
@@ -440,12 +440,24 @@ def test_gradient_matching_weighs_by_the_derivatives_error_and_leaves_padding_ou
     error = torch.tensor([0.0, 0.0, 0.0, 0.05, 0.0, 0.0], dtype=DOUBLE).view(1, 6, 1)
     smoothed = Smoothed(path, target, error, torch.ones(1), torch.ones(1))
     torch.manual_seed(14)
-    vector = match_gradients(
-        FlatField.of(bo.BayesianMLP(1, [], 1).double()), times, smoothed, num_steps=3000
-    )
+    vector = match_gradients(FlatField.of(bo.BayesianMLP(1, [], 1).double()), times, smoothed)
     weights = torch.tensor([2.0, 2.0, 2.0, 1.0])  # 1 / (error^2 + .05^2), in halves
     exact = (weights * target[0, :4, 0]).sum() / weights.sum()
     assert vector[1].item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+def test_first_order_matching_reaches_the_same_minimum():
+    times = torch.linspace(0, 3, 20, dtype=DOUBLE).expand(2, -1)
+    path = torch.stack([torch.sin(times), torch.cos(times)], -1)
+    slope = torch.stack([torch.cos(times), -torch.sin(times)], -1)
+    smoothed = Smoothed(path, slope, torch.zeros_like(path), torch.ones(2), torch.ones(2))
+    field = FlatField.of(bo.BayesianMLP(2, [], 2).double())
+    torch.manual_seed(16)
+    direct = match_gradients(field, times, smoothed)
+    problem = matching.MatchProblem(field, *matching._points(times, smoothed))
+    steps = matching._first_order(problem, torch.zeros_like(direct), num_steps=4000)
+    assert torch.allclose(steps, direct, atol=1e-3)
+    assert torch.allclose(field.build(direct)(times[..., None], path), slope, atol=1e-3)
 
 
 # ---- the whole ----------------------------------------------------------------------------------

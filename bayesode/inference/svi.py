@@ -251,13 +251,16 @@ class _Loop:
         loss.backward()
         self.history.elbo.append(-loss.item())
         norm = torch.nn.utils.clip_grad_norm_(self.objective.named_parameters().values(), CLIP)
-        if not bool(torch.isfinite(norm)):
+        is_finite = bool(torch.isfinite(norm))
+        if is_finite:
+            self.objective.before_step(batch)
+        else:
             self.history.num_skipped += 1
-            return False
-        self.objective.before_step(batch)
         for optimizer in optimizers:
+            if not is_finite:
+                optimizer.zero_grad()  # nothing moves, but a schedule wants to see a step
             optimizer.step()
-        return True
+        return is_finite
 
     def _check(self, in_row: int, step: int) -> None:
         if in_row >= MAX_SKIPPED:

@@ -139,8 +139,8 @@ def fit_noise(
             problem, point, max_iterations=5, tolerance=1e-5, damping=max(damping, 1e-5)
         )
         point, damping = found.point, found.damping
-        covariance = Covariance.of(problem.linearise(point))
         path, by_weights, by_x0 = data.sensitivities(point)
+        covariance = Covariance.of(problem.assemble(point, path, by_weights, by_x0))
         size = data.response.shape[-1]
         variance = covariance.along(by_weights[:, :, :size], by_x0[:, :, :size])
         leverage = torch.where(data.mask, variance, 0.0).sum((0, 1)) / noise_scale.square()

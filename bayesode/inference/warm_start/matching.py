@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.func import jacrev, vmap
 
+from bayesode.inference.warm_start.blocks import BorderedChain
 from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.smoothing import Smoothed
 
 MAX_POINTS = 1000
 FLOOR = 0.05  # sd of the derivative below which a point weighs no more, dimensionless
+PULL = 1e-5  # towards 0, of the sum of squares beside the mean squared difference
+MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
 
 
-def match_gradients(
-    field: FlatField,
-    times: Tensor,
-    smoothed: Smoothed,
-    *,
-    num_steps: int = 800,
-    learning_rate: float = 1e-2,
-) -> Tensor:
+def match_gradients(field: FlatField, times: Tensor, smoothed: Smoothed) -> Tensor:
     """Numbers of a field whose derivative agrees with that of a smoothed path.
 
     Minimises the squared difference weighted by 1 / (sd of the derivative^2 + .05^2), with a weak
-    pull to 0, by Adam with a cosine schedule from a random start.
+    pull to 0, from a random start: by Levenberg-Marquardt, a tenth of the time of first-order
+    steps and closer; by those for more than 2,000 numbers.
 
     Args:
         field: The field as a function of one vector.
         times: Grid of the smoothed path, shape (series, grid), dimensionless; repeated times (of
             padding) are left out.
         smoothed: Path and derivative on this grid, dimensionless.
-        num_steps: Full-batch steps.
-        learning_rate: Of Adam.
 
     Returns:
         The vector, shape (num_numbers,).
@@ -39,15 +38,77 @@ def match_gradients(
     Source: Varah (1982), "A spline least squares method for numerical parameter estimation in
     differential equations", SIAM J. Sci. Stat. Comput. 3(1).
     """
-    x, t, target, weight = _points(times, smoothed)
-    vector = field.random_start().requires_grad_()
-    optimizer = torch.optim.Adam([vector], lr=learning_rate)
+    problem = MatchProblem(field, *_points(times, smoothed))
+    vector = field.random_start()
+    if len(vector) > MAX_WEIGHTS:
+        return _first_order(problem, vector)
+    start = Point(vector, vector.new_zeros(0, 1, 1))
+    return levenberg_marquardt(problem, start, max_iterations=40, tolerance=1e-3).point.weights
+
+
+@dataclass(frozen=True, eq=False)
+class MatchProblem:
+    """Weighted least squares of a field at given points; there are no states to fit.
+
+    Args:
+        field: The field as a function of one vector.
+        state: Where, shape (points, state).
+        time: When, shape (points, 1).
+        target: Derivative there, shape (points, state).
+        weight: Of each difference, shape (points, state), mean 1.
+    """
+
+    field: FlatField
+    state: Tensor
+    time: Tensor
+    target: Tensor
+    weight: Tensor
+
+    @property
+    def pull(self) -> float:
+        """Precision of the pull to 0, beside a sum over all points."""
+        return PULL * self.target.numel()
+
+    def residual(self, vector: Tensor) -> Tensor:
+        """Weighted differences, shape (points, state)."""
+        rates = self.field.build(vector)(self.time, self.state)
+        return self.weight.sqrt() * (self.target - rates)
+
+    def cost(self, point: Point) -> float:
+        """Sum of squares, the pull included."""
+        vector = point.weights
+        return float(self.residual(vector).square().sum() + self.pull * vector.square().sum())
+
+    def linearise(self, point: Point) -> BorderedChain:
+        """Normal equations of a step."""
+
+        def one(vector: Tensor, x: Tensor, t: Tensor) -> Tensor:
+            return self.field.build(vector)(t.unsqueeze(0), x.unsqueeze(0)).squeeze(0)
+
+        vector = point.weights
+        slope = vmap(jacrev(one), (None, 0, 0))(vector, self.state, self.time)
+        slope = (slope * self.weight.sqrt().unsqueeze(-1)).flatten(0, 1)
+        right = slope.mT @ self.residual(vector).flatten() - self.pull * vector
+        none = vector.new_zeros
+        return BorderedChain(
+            diagonal=none(0, 1, 1, 1),
+            upper=none(0, 0, 1, 1),
+            border=none(0, 1, 1, len(vector)),
+            corner=slope.mT @ slope + self.pull * torch.eye(len(vector)).to(vector),
+            states=none(0, 1, 1),
+            weights=right,
+        )
+
+
+def _first_order(problem: MatchProblem, vector: Tensor, num_steps: int = 800) -> Tensor:
+    """The same minimum by Adam with a cosine schedule."""
+    vector = vector.clone().requires_grad_()
+    optimizer = torch.optim.Adam([vector], lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     with torch.enable_grad():
         for _ in range(num_steps):
             optimizer.zero_grad()
-            error = field.build(vector)(t, x) - target
-            loss = (weight * error.square()).mean() + 1e-5 * vector.square().sum()
+            loss = problem.residual(vector).square().mean() + PULL * vector.square().sum()
             loss.backward()
             optimizer.step()
             schedule.step()

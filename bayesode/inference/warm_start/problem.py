@@ -253,8 +253,13 @@ class PathProblem:
 
     def linearise(self, point: Point) -> BorderedChain:
         """Normal equations of a step."""
+        return self.assemble(point, *self.data.sensitivities(point))
+
+    def assemble(
+        self, point: Point, path: Tensor, by_weights: Tensor, by_x0: Tensor
+    ) -> BorderedChain:
+        """Normal equations of a step from the sensitivities at a point."""
         data = self.data
-        path, by_weights, by_x0 = data.sensitivities(point)
         residual = self._residual(path).flatten(1)
         share = torch.where(data.mask, 1 / self.noise_scale, 0.0).unsqueeze(-1)
         size = data.response.shape[-1]

@@ -13,7 +13,7 @@ from bayesode.errors import FitError
 from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
-from bayesode.inference.warm_start.matching import match_gradients
+from bayesode.inference.warm_start.matching import MAX_WEIGHTS, match_gradients
 from bayesode.inference.warm_start.problem import (
     FitData,
     PathProblem,
@@ -25,7 +25,6 @@ from bayesode.smoothing import Smoothed, smooth
 from bayesode.trajectories import Trajectories
 
 PROCESS_SCALES = (0.1, 0.03, 0.01, 0.003)
-MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
 MAX_ATTEMPTS, GOOD_RATIO = 4, 1.2
 AGREEMENT = 0.05  # of two residuals: then it is the smoother's noise that is wrong
 LITTLE_DATA = 100  # numbers, below which all attempts are made and the evidence decides
@@ -170,7 +169,8 @@ def fit_path(data: FitData, point: Point, noise_scale: Tensor) -> Minimum:
         point, damping = found.point, max(found.damping, 1e-5)
     path_problem = PathProblem(data, noise_scale)
     first = Point(point.weights, point.states[:, :1])
-    return levenberg_marquardt(path_problem, first, max_iterations=40, tolerance=1e-4, damping=1e-3)
+    # few steps: rounds with the right noise scale follow, and steps towards a wrong one are lost
+    return levenberg_marquardt(path_problem, first, max_iterations=10, tolerance=1e-3, damping=1e-3)
 
 
 def _start(
