@@ -11,7 +11,8 @@ import torch
 from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
-from bayesode.inference.laplace import LaplaceGuide, LaplaceHistory
+from bayesode.inference.laplace import LaplaceHistory
+from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.svi import History

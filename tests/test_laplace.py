@@ -206,14 +206,14 @@ def test_what_the_data_do_not_determine_gets_the_climate(van_der_pol):
     ensemble = wild.predict(simulated.observed.at([9.0]), num_draws=2000, seed=0)
     sd = ensemble.signal.std(0) / posterior.model.units.scale
     assert (sd < 2.0 * (1 + 5 / 4000**0.5)).all()
-    assert (wild.guide.uncapped_sd(wild.model, simulated.observed.at([9.0])) > 1).any()
+    assert (wild.predictive.uncapped_sd(simulated.observed.at([9.0])) > 1).any()
 
 
 def test_field_draws_are_linearised_around_the_mean(van_der_pol):
     simulated, _, posterior = van_der_pol
     points = simulated.observed.values[0, :5]
     rates = posterior.field(points, num_draws=2000, seed=0)
-    center = posterior.guide.center(posterior.model, simulated.observed)
+    center = posterior.predictive.center(simulated.observed)
     _, field, _ = posterior.model.build(center, simulated.observed)
     units = posterior.model.units
     z = units.to_state(points.double())

@@ -89,6 +89,25 @@ def test_padding_and_shared_times_give_the_same_plan():
     assert (second.hidden, second.reasons) == (first.hidden, first.reasons)
 
 
+def test_padding_of_many_short_series_does_not_decide_the_step():
+    times = torch.full((61, 200), 1.0, dtype=torch.float64)
+    times[:, 0], times[0] = 0.0, torch.linspace(0, 6, 200)
+    count = torch.tensor([200] + [2] * 60)
+    values = torch.stack([times.sin(), times.cos()], -1)
+    chosen = bo.plan(Trajectories(times, values, num_times=count))
+    # 60 gaps of 1 beside 199 of .03, and 12,000 of 0 in the padding
+    parts = 1.0 / chosen.units["time_unit"] / chosen.step
+    assert parts == pytest.approx(round(parts), rel=1e-9)
+    assert chosen.step > 0.1
+
+
+def test_series_that_start_at_different_times_get_the_step_of_series_that_start_together():
+    data = sine(30, 2)
+    times = data.grid + torch.tensor([[0.0], [50.0]])
+    apart = Trajectories(times, data.values, names=data.names)
+    assert bo.plan(apart).step == pytest.approx(bo.plan(data).step, rel=1e-9)
+
+
 def test_plan_scales_with_the_users_units():
     data = sine(30, 2)
     other = Trajectories(86400 * data.times + 1.6e9, 1e-6 * data.values, names=data.names)

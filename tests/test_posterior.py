@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 import bayesode as bo
-from bayesode.inference import paths
+from bayesode.inference import predictive
 from bayesode.inference.svi import History
 from bayesode.models.contracts import VectorField, without_plate
 
@@ -177,7 +177,7 @@ def test_solving_in_chunks_changes_nothing(at_once: int, monkeypatch):
     posterior = make_posterior(solver=Counting())
     whole = posterior.predict(posterior.train, num_draws=64, seed=4)
     posterior.model.solver.calls.clear()
-    monkeypatch.setattr(paths, "MAX_NUMBERS", at_once * 3 * 2 * 5)  # series, state, time
+    monkeypatch.setattr(predictive, "MAX_NUMBERS", at_once * 3 * 2 * 5)  # series, state, time
     parts = posterior.predict(posterior.train, num_draws=64, seed=4)
     assert len(posterior.model.solver.calls) == math.ceil(64 / at_once)
     for name in ("path", "values", "failed"):
@@ -188,7 +188,7 @@ def test_chunks_count_the_steps_and_not_only_the_asked_times(monkeypatch):
     posterior = make_posterior(solver=Counting())
     few = bo.FixedGridSolver("rk4", step=0.05)
     sizes = []
-    monkeypatch.setattr(paths, "MAX_NUMBERS", 64 * 3 * 2 * 10)
+    monkeypatch.setattr(predictive, "MAX_NUMBERS", 64 * 3 * 2 * 10)
     monkeypatch.setattr(
         bo.FixedGridSolver,
         "solve",

@@ -324,13 +324,13 @@ def test_blocks_of_a_long_series_agree_with_one_decomposition(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("num_series", "num_times"), [(500, 80), (3, 801), (2, 5000)])
+@pytest.mark.parametrize(("num_series", "num_times"), [(500, 80), (3, 801), (2, 1200), (2, 5000)])
 def test_portions_cover_every_grid_point_once_and_stay_small(num_series, num_times):
     generator = torch.Generator().manual_seed(0)
     times = torch.rand(num_series, num_times, generator=generator, dtype=float64).cumsum(-1)
     mask = torch.rand(num_series, num_times, generator=generator) > 0.2
-    mask[-1] = False
-    at = torch.cat([times[:, :1] - 1, times, times + 0.1], -1)
+    mask[0], mask[-1] = True, False
+    at = torch.cat([times[:, :1] - 1, times, times + 0.1], -1)  # also before and after the data
     visits = torch.zeros(at.shape, dtype=torch.long)
     for rows, seen, asked in smoothing._portions(times, mask, at):
         visits[rows, asked] += 1

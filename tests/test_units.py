@@ -336,7 +336,7 @@ def test_config_and_state_dict_rebuild_the_units():
     for units in (*UNITS, Units.from_data(positive_data(), hidden={"depot": 3.0})):
         again = Units(**json.loads(json.dumps(units.config)))
         assert again.config == units.config
-        other = Units(torch.zeros_like(units.location), torch.ones_like(units.scale))
+        other = Units(0.0, torch.ones_like(units.scale))
         other.load_state_dict(units.state_dict())
         for name in BUFFERS:
             for copy in (again, other):

@@ -1,4 +1,4 @@
-"""The Gauss-Newton posterior of weights and initial states, with linearised predictions."""
+"""The Gauss-Newton posterior of weights and initial states at a trajectory fit."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError, FitError
 from bayesode.inference.copies import own_copies
+from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.svi import check_data
 from bayesode.inference.threads import threads_for
-from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
-from bayesode.inference.warm_start.flat import FlatField
-from bayesode.inference.warm_start.levenberg_marquardt import Point
-from bayesode.inference.warm_start.problem import FitData
+from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.start import MAX_ATTEMPTS, MAX_WEIGHTS, attempts, prepare
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
-from bayesode.units import Float64Module
 
 PRIOR_SCALES = ("mackay", "fixed")
-CLIMATE = 2.0  # sd, in data sds, of what is believed where the data determine nothing
-SMALLEST_FREEDOM = 3.0  # of the Student t: below that its variance does not exist
 
 
 @dataclass
@@ -45,154 +39,6 @@ class LaplaceHistory:
     num_rounds: int
     num_weights_used: float
     seconds: float = 0.0
-
-
-class LaplaceGuide(Float64Module):
-    """Mean and covariance of weights and initial states, and the posterior of the noise.
-
-    Args:
-        model: The fit's own copy of the model.
-        train: The series whose initial states it holds.
-    """
-
-    weights: Tensor
-    x0: Tensor
-    covariance_weights: Tensor
-    gain: Tensor
-    own: Tensor
-    noise_scale: Tensor
-    freedom: Tensor
-    log_evidence: Tensor
-
-    def __init__(self, model: DynamicalModel, train: Trajectories) -> None:
-        super().__init__()
-        data = FitData.of(model, train)
-        num_weights, (num_series, dim) = len(data.field.mean), data.x0_mean.shape
-        shapes = {
-            "weights": (num_weights,),
-            "x0": (num_series, dim),
-            "covariance_weights": (num_weights, num_weights),
-            "gain": (num_series, dim, num_weights),
-            "own": (num_series, dim, dim),
-            "noise_scale": (data.response.shape[-1],),
-            "freedom": (data.response.shape[-1],),
-            "log_evidence": (),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.series = train.series
-
-    def fill(self, fit: LaplaceFit, log_evidence: float) -> None:
-        """Take on a fit."""
-        count = fit.data.mask.sum((0, 1))
-        values = {
-            "weights": fit.point.weights,
-            "x0": fit.point.states[:, 0],
-            "covariance_weights": fit.covariance.weights,
-            "gain": fit.covariance.gain,
-            "own": fit.covariance.own,
-            "noise_scale": fit.noise_scale,
-            "freedom": (count - fit.leverage).clamp_min(SMALLEST_FREEDOM),
-            "log_evidence": torch.tensor(log_evidence),
-        }
-        for name, value in values.items():
-            getattr(self, name).copy_(value)
-
-    def rows(self, trajectories: Trajectories) -> Tensor:
-        """Rows of the initial states that belong to these series, (series,).
-
-        Raises:
-            DataError: For a series that was not in the fit.
-        """
-        known = {label: row for row, label in enumerate(self.series)}
-        unknown = [label for label in trajectories.series if label not in known]
-        if unknown:
-            raise DataError(
-                f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
-                f"state; the fit knows {list(self.series[:8])}. Fit again with it included."
-            )
-        return torch.tensor([known[label] for label in trajectories.series]).to(self.x0.device)
-
-    def sample(
-        self, model: DynamicalModel, trajectories: Trajectories, num_draws: int
-    ) -> dict[str, Tensor]:
-        """Draws per site, global ones (draws, 1, *event): weights, x0 and noise scales.
-
-        A noise variance is inverse chi-square with (observations - leverage) degrees of freedom,
-        so that values are Student t: the scale is integrated, not plugged in.
-        """
-        field, rows = FitData.of(model, trajectories).field, self.rows(trajectories)
-        weights, x0 = self._covariance(rows).sample(num_draws)
-        values = {f"field.{s}": v for s, v in field.unpack(self.weights + weights).items()}
-        freedom = self.freedom.expand(num_draws, -1)
-        chi_square = torch.distributions.Chi2(freedom).sample()
-        noise = self.noise_scale * (freedom / chi_square).sqrt()
-        for site, value in model.likelihood.starting_values(noise).items():
-            values[f"likelihood.{site}"] = value
-        values = {site: value.unsqueeze(1) for site, value in values.items()}
-        return values | {"x0": self.x0[rows] + x0}
-
-    def path(
-        self, model: DynamicalModel, values: dict[str, Tensor], question: Trajectories
-    ) -> tuple[Tensor, Tensor]:
-        """Linearised paths of draws, within the climate.
-
-        The solved path of the mean plus its Jacobian times the deviation of the draw. Weights that
-        are drawn and solved again are useless: the linearisation is the posterior. Where its sd
-        exceeds the data's, mean and sd shrink towards the data's own mean and twice their sd.
-
-        Returns:
-            Paths (draws, series, time, state) and which draws failed: none.
-        """
-        data, rows = FitData.of(model, question), self.rows(question)
-        point = Point(self.weights, self.x0[rows].unsqueeze(1))
-        path, by_weights, by_x0 = (part[:, 1:] for part in data.sensitivities(point))
-        drawn = data.field.pack({s: values[f"field.{s}"].squeeze(1) for s in data.field.sites})
-        change = torch.einsum("ntsp,dp->dnts", by_weights, drawn - self.weights)
-        change += torch.einsum("ntsk,dnk->dnts", by_x0, values["x0"] - self.x0[rows])
-        variance = self._covariance(rows).along(by_weights, by_x0)
-        share = 1 / (1 + variance / CLIMATE**2)  # of the variance that the cap leaves
-        frozen = _frozen(path, data.solver.max_state)
-        paths = path * share + change * share.sqrt()
-        climate = CLIMATE * torch.randn_like(paths)
-        return torch.where(frozen, climate, paths), torch.zeros(
-            len(paths), len(rows), dtype=torch.bool, device=paths.device
-        )
-
-    def center(self, model: DynamicalModel, question: Trajectories) -> dict[str, Tensor]:
-        """The fit itself as one draw."""
-        field, rows = FitData.of(model, question).field, self.rows(question)
-        values = {f"field.{s}": v for s, v in field.unpack(self.weights).items()}
-        for site, value in model.likelihood.starting_values(self.noise_scale).items():
-            values[f"likelihood.{site}"] = value
-        values = {site: value[None, None] for site, value in values.items()}
-        return values | {"x0": self.x0[rows][None]}
-
-    def rates(
-        self, model: DynamicalModel, values: dict[str, Tensor], t: Tensor, points: Tensor
-    ) -> Tensor:
-        """Linearised fields dz/ds of draws at dimensionless points (draws, points, state)."""
-        field = FlatField.of(model.field)
-
-        def rate(weights: Tensor, point: Tensor) -> Tensor:
-            return field.build(weights)(t.double(), point.unsqueeze(0)).squeeze(0)
-
-        place = points[0].double()
-        mean = torch.func.vmap(rate, (None, 0))(self.weights, place)
-        slope = torch.func.vmap(torch.func.jacrev(rate), (None, 0))(self.weights, place)
-        drawn = field.pack({s: values[f"field.{s}"].squeeze(1) for s in field.sites})
-        return mean + torch.einsum("nsp,dp->dns", slope, drawn - self.weights)
-
-    def uncapped_sd(self, model: DynamicalModel, question: Trajectories) -> Tensor:
-        """Posterior sd of the path in data sds, (series, time, state); above 1: not determined."""
-        data, rows = FitData.of(model, question), self.rows(question)
-        point = Point(self.weights, self.x0[rows].unsqueeze(1))
-        path, by_weights, by_x0 = (part[:, 1:] for part in data.sensitivities(point))
-        sd = self._covariance(rows).along(by_weights, by_x0).sqrt()
-        return torch.where(_frozen(path, data.solver.max_state), torch.inf, sd)
-
-    def _covariance(self, rows: Tensor) -> Covariance:
-        return Covariance(self.covariance_weights, self.gain, self.own).rows(rows)
 
 
 def fit_laplace(
@@ -283,11 +129,3 @@ def _to_users(model: DynamicalModel, train: Trajectories, fit: LaplaceFit) -> fl
     plain = torch.distributions.Normal(path[..., : data.response.shape[-1]], fit.noise_scale)
     own = plain.log_prob(data.response[:, 1:])
     return float(raw - torch.where(data.mask[:, 1:], own, 0.0).sum())
-
-
-def _frozen(path: Tensor, bound: float) -> Tensor:
-    """Times from which on a path stands still because it left the bound, (series, time, 1)."""
-    is_outside = ~(path.abs() <= bound * (1 - 1e-6)).all(-1, keepdim=True)
-    stands = (path == path[:, -1:]).all(-1, keepdim=True)
-    near = (path[:, -1:].abs() > bound / 2).any(-1, keepdim=True)
-    return is_outside | (stands & near)

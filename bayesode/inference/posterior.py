@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bayesode.errors import DataError
 from bayesode.inference import arviz, storage
-from bayesode.inference.elbo import ELBOTerms, elbo_terms, sample_sites
+from bayesode.inference.elbo import ELBOTerms, elbo_terms
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
-from bayesode.inference.paths import solve_draws, solver_error
+from bayesode.inference.predictive import predictive_of
 from bayesode.inference.randomness import seeded
 from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
@@ -48,6 +48,7 @@ class Posterior:
     ) -> None:
         self.model, self.guide, self.train = model, guide, train
         self.history, self.settings, self.state = history, settings, dict(state or {})
+        self.predictive = predictive_of(model, guide, train)
 
     def __repr__(self) -> str:
         return f"Posterior({self.settings.get('engine')}, {self.train!r})"
@@ -56,7 +57,7 @@ class Posterior:
     def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draws of every site in users' units: (draws, *event), x0 (draws, series, state)."""
         with self._active(seed):
-            return self._in_users_units(self._sample(self.train, num_draws))
+            return self._in_users_units(self.predictive.sample(self.train, num_draws))
 
     def predict(
         self,
@@ -84,9 +85,9 @@ class Posterior:
             raise DataError(f"num_draws must be positive, not {num_draws}.")
         question = trajectories.to(self.train.start.device)
         with self._active(seed), threads_for(num_draws * question.num_series):
-            values = self._sample(question, num_draws)
+            values = self.predictive.sample(question, num_draws)
             _, _, observe = self.model.build(values, question)
-            path, failed = self._paths(values, question, solver)
+            path, failed = self.predictive.paths(values, question, solver)
             drawn = observe(path, None).sample()
         if failed.all(0).any():
             row = int(failed.all(0).nonzero()[0])
@@ -104,7 +105,7 @@ class Posterior:
             draws=self._in_users_units(values),
             units=self.model.units,
             train=self.train,
-            solver_error=lambda: self._solver_error(values, question),
+            solver_error=lambda: self.predictive.solver_error(values, question),
         )
 
     def field(
@@ -130,26 +131,10 @@ class Posterior:
         units = self.model.units
         begin = self.train.start.min().item() if time is None else time
         with self._active(seed):
-            values = self._sample(self.train, num_draws)
-            _, field, _ = self.model.build(values, self.train)
+            values = self.predictive.sample(self.train, num_draws)
             points = units.to_state(states.to(values["x0"])).expand(num_draws, -1, -1)
             t = torch.tensor((begin - units.time_origin.item()) / units.time_unit.item()).to(points)
-            if hasattr(self.guide, "rates"):
-                return units.to_users_rate(points, self.guide.rates(self.model, values, t, points))
-            return units.to_users_rate(points, field(t, points))
-
-    def _paths(
-        self, values: dict[str, Tensor], question: Trajectories, solver: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Paths of draws: by the guide if it has its own way to them, else solved."""
-        if hasattr(self.guide, "path") and solver is None:
-            return self.guide.path(self.model, values, question)
-        return solve_draws(self.model, values, question, solver)
-
-    def _solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
-        if hasattr(self.guide, "center"):  # its draws are linearised, only the center is solved
-            values = self.guide.center(self.model, question)
-        return solver_error(self.model, values, question)
+            return units.to_users_rate(points, self.predictive.rates(values, t, points))
 
     @property
     def log_evidence(self) -> float:
@@ -215,22 +200,6 @@ class Posterior:
         """Draws per site without the plate's place, x0 in the units of the data."""
         raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
         return raw | {"x0": self.model.units.to_users(values["x0"])}
-
-    def _sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
-        if hasattr(self.guide, "sample"):
-            return self.guide.sample(self.model, question, num_draws)
-        if hasattr(self.guide, "posteriors"):
-            return sample_sites(self.guide.posteriors(question), num_draws, question.num_series)[0]
-        with pyro.plate("draws", num_draws, dim=-2):
-            trace = pyro.poutine.trace(self.guide).get_trace(self.train)
-        sites = [*self.model.global_priors(), "x0"]
-        values = {site: trace.nodes[site]["value"] for site in sites}
-        rows = self.train.positions(question.series)
-        shapes = {s: [num_draws, self.train.num_series if is_local(s) else 1] for s in sites}
-        values = {
-            s: v.expand(*shapes[s], *v.shape[2:]) if v.dim() > 2 else v for s, v in values.items()
-        }
-        return values | {"x0": values["x0"][:, rows]}
 
     def _check_question(self, question: Trajectories) -> None:
         if hasattr(self.guide, "rows"):

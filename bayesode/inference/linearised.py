@@ -1,0 +1,209 @@
+"""A Gaussian posterior of weights and initial states, and predictions linearised around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import DataError
+from bayesode.inference.predictive import solve_draws, solver_error
+from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
+from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.inference.warm_start.problem import FitData
+from bayesode.models.contracts import Solver
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+from bayesode.units import Float64Module
+
+CLIMATE = 2.0  # sd, in data sds, of what is believed where the data determine nothing
+SMALLEST_FREEDOM = 3.0  # of the Student t: below that its variance does not exist
+
+
+class LaplaceGuide(Float64Module):
+    """Mean and covariance of weights and initial states, and the posterior of the noise.
+
+    Args:
+        model: The fit's own copy of the model.
+        train: The series whose initial states it holds.
+    """
+
+    weights: Tensor
+    x0: Tensor
+    covariance_weights: Tensor
+    gain: Tensor
+    own: Tensor
+    noise_scale: Tensor
+    freedom: Tensor
+    log_evidence: Tensor
+
+    def __init__(self, model: DynamicalModel, train: Trajectories) -> None:
+        super().__init__()
+        data = FitData.of(model, train)
+        num_weights, (num_series, dim) = len(data.field.mean), data.x0_mean.shape
+        shapes = {
+            "weights": (num_weights,),
+            "x0": (num_series, dim),
+            "covariance_weights": (num_weights, num_weights),
+            "gain": (num_series, dim, num_weights),
+            "own": (num_series, dim, dim),
+            "noise_scale": (data.response.shape[-1],),
+            "freedom": (data.response.shape[-1],),
+            "log_evidence": (),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.series = train.series
+
+    def fill(self, fit: LaplaceFit, log_evidence: float) -> None:
+        """Take on a fit."""
+        count = fit.data.mask.sum((0, 1))
+        values = {
+            "weights": fit.point.weights,
+            "x0": fit.point.states[:, 0],
+            "covariance_weights": fit.covariance.weights,
+            "gain": fit.covariance.gain,
+            "own": fit.covariance.own,
+            "noise_scale": fit.noise_scale,
+            "freedom": (count - fit.leverage).clamp_min(SMALLEST_FREEDOM),
+            "log_evidence": torch.tensor(log_evidence),
+        }
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
+
+    def rows(self, trajectories: Trajectories) -> Tensor:
+        """Rows of the initial states that belong to these series, (series,).
+
+        Raises:
+            DataError: For a series that was not in the fit.
+        """
+        known = {label: row for row, label in enumerate(self.series)}
+        unknown = [label for label in trajectories.series if label not in known]
+        if unknown:
+            raise DataError(
+                f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
+                f"state; the fit knows {list(self.series[:8])}. Fit again with it included."
+            )
+        return torch.tensor([known[label] for label in trajectories.series]).to(self.x0.device)
+
+    def predictive(self, model: DynamicalModel) -> LinearisedPredictive:
+        """Draws and linearised paths of this posterior."""
+        return LinearisedPredictive(model, self)
+
+    def covariance(self, rows: Tensor) -> Covariance:
+        """Joint covariance of the weights and of some series' initial states."""
+        return Covariance(self.covariance_weights, self.gain, self.own).rows(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearisedPredictive:
+    """Predictions linearised around a fit: its solved path plus Jacobian times deviation.
+
+    Weights that are drawn and solved again are useless; the linearisation is the posterior.
+
+    Args:
+        model: The fit's own copy of the model.
+        guide: Mean and covariance.
+    """
+
+    model: DynamicalModel
+    guide: LaplaceGuide
+
+    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        """Draws per site, global ones (draws, 1, *event): weights, x0 and noise scales.
+
+        A noise variance is inverse chi-square with (observations - leverage) degrees of freedom,
+        so that values are Student t: the scale is integrated, not plugged in.
+        """
+        guide, rows = self.guide, self.guide.rows(question)
+        weights, x0 = guide.covariance(rows).sample(num_draws)
+        freedom = guide.freedom.expand(num_draws, -1)
+        chi_square = torch.distributions.Chi2(freedom).sample()
+        noise = guide.noise_scale * (freedom / chi_square).sqrt()
+        return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
+
+    def _values(self, weights: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        field = FlatField.of(self.model.field)
+        values = {f"field.{s}": v for s, v in field.unpack(weights).items()}
+        for site, value in self.model.likelihood.starting_values(noise).items():
+            values[f"likelihood.{site}"] = value
+        return {site: value.unsqueeze(1) for site, value in values.items()} | {"x0": x0}
+
+    def paths(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Linearised paths of draws, within the climate.
+
+        Where the path's sd exceeds the data's, mean and sd shrink towards the data's own mean and
+        twice their sd. A path that is frozen gets the climate alone: its Jacobian says nothing.
+
+        Args:
+            values: From `sample`.
+            question: Series and times.
+            solver: Solves each draw in place of the linearisation; to measure its error only.
+
+        Returns:
+            Paths (draws, series, time, state) and which draws failed: none.
+        """
+        if solver is not None:
+            return solve_draws(self.model, values, question, solver)
+        guide, rows = self.guide, self.guide.rows(question)
+        path, by_weights, by_x0, is_frozen = self._sensitivities(question)
+        change = torch.einsum("ntsp,dp->dnts", by_weights, self._deviation(values))
+        change += torch.einsum("ntsk,dnk->dnts", by_x0, values["x0"] - guide.x0[rows])
+        variance = guide.covariance(rows).along(by_weights, by_x0)
+        share = 1 / (1 + variance / CLIMATE**2)  # of the variance that the cap leaves
+        paths = path * share + change * share.sqrt()
+        paths = torch.where(is_frozen, CLIMATE * torch.randn_like(paths), paths)
+        return paths, torch.zeros_like(paths[:, :, 0, 0], dtype=torch.bool)
+
+    def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
+        """Linearised fields dz/ds of draws at dimensionless points (draws, points, state)."""
+        field = FlatField.of(self.model.field)
+
+        def rate(weights: Tensor, point: Tensor) -> Tensor:
+            return field.build(weights)(t.double(), point.unsqueeze(0)).squeeze(0)
+
+        place, center = points[0].double(), self.guide.weights
+        mean = torch.func.vmap(rate, (None, 0))(center, place)
+        slope = torch.func.vmap(torch.func.jacrev(rate), (None, 0))(center, place)
+        return mean + torch.einsum("nsp,dp->dns", slope, self._deviation(values))
+
+    def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
+        """Error of the solver at the fit itself: only the center is solved."""
+        return solver_error(self.model, self.center(question), question)
+
+    def center(self, question: Trajectories) -> dict[str, Tensor]:
+        """The fit as one draw."""
+        guide, rows = self.guide, self.guide.rows(question)
+        return self._values(guide.weights[None], guide.x0[rows][None], guide.noise_scale[None])
+
+    def uncapped_sd(self, question: Trajectories) -> Tensor:
+        """Posterior sd of the path in data sds, (series, time, state); above 1: not determined."""
+        _, by_weights, by_x0, is_frozen = self._sensitivities(question)
+        rows = self.guide.rows(question)
+        sd = self.guide.covariance(rows).along(by_weights, by_x0).sqrt()
+        return torch.where(is_frozen, torch.inf, sd)
+
+    def _sensitivities(self, question: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Path of the mean, its derivatives by weights and x0, and where it is frozen."""
+        data = FitData.of(self.model, question)
+        point = Point(self.guide.weights, self.guide.x0[self.guide.rows(question)].unsqueeze(1))
+        path, by_weights, by_x0 = (part[:, 1:] for part in data.sensitivities(point))
+        return path, by_weights, by_x0, _is_frozen(path, data.solver.max_state)
+
+    def _deviation(self, values: dict[str, Tensor]) -> Tensor:
+        """Deviation of drawn weights from the mean, shape (draws, weight)."""
+        field = FlatField.of(self.model.field)
+        drawn = {site: values[f"field.{site}"].squeeze(1) for site in field.sites}
+        return field.pack(drawn) - self.guide.weights
+
+
+def _is_frozen(path: Tensor, bound: float) -> Tensor:
+    """Times from which on a path stands still because it left the bound, (series, time, 1)."""
+    is_outside = ~(path.abs() <= bound * (1 - 1e-6)).all(-1, keepdim=True)
+    stands = (path == path[:, -1:]).all(-1, keepdim=True)
+    near = (path[:, -1:].abs() > bound / 2).any(-1, keepdim=True)
+    return is_outside | (stands & near)

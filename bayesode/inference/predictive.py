@@ -1,0 +1,165 @@
+"""From a posterior to draws, their paths and fields: what every engine owes predictions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+from bayesode.inference.elbo import sample_sites
+from bayesode.inference.guides import is_local
+from bayesode.models.contracts import Solver, unnest
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.models.solvers import ODESolver
+from bayesode.trajectories import Trajectories
+
+MAX_NUMBERS = 20_000_000  # of all steps in one chunk of a prediction: 160 MB in float64
+ERROR_DRAWS, ERROR_SERIES = 8, 16
+LARGEST_SOLVER_ERROR = 0.1  # of the noise
+
+
+class Predictive(Protocol):
+    """Draws of one posterior and what follows from them; values are dimensionless."""
+
+    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        """Joint draws per site, global ones (draws, 1, *event), local ones (draws, series, ...)."""
+        ...
+
+    def paths(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Paths (draws, series, time, state) and which of them failed (draws, series)."""
+        ...
+
+    def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
+        """Fields dz/ds of draws at points (draws, points, state)."""
+        ...
+
+    def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
+        """Distance to a tight solve, in units of the noise."""
+        ...
+
+
+def predictive_of(model: DynamicalModel, guide: Any, train: Trajectories) -> Predictive:
+    """How a fitted guide predicts: in its own way, by its declaration, or by running it."""
+    if hasattr(guide, "predictive"):
+        return guide.predictive(model)
+    if hasattr(guide, "posteriors"):
+        return SolvedPredictive(model, lambda q, n: _declared(guide, q, n))
+    return SolvedPredictive(model, lambda q, n: _traced(model, guide, train, q, n))
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedPredictive:
+    """Predictions that solve every draw.
+
+    Args:
+        model: The fit's own copy of the model.
+        draw: (question, num_draws) -> values per site.
+    """
+
+    model: DynamicalModel
+    draw: Callable[[Trajectories, int], dict[str, Tensor]]
+
+    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        """Joint draws per site."""
+        return self.draw(question, num_draws)
+
+    def paths(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Solved paths and which of them failed."""
+        return solve_draws(self.model, values, question, solver)
+
+    def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
+        """Drawn fields at points."""
+        field = self.model.field.build(unnest("field", values))  # type: ignore[operator]
+        return field(t, points)
+
+    def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
+        """Error over a few of the draws."""
+        return solver_error(self.model, values, question)
+
+
+def _declared(guide: Any, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    return sample_sites(guide.posteriors(question), num_draws, question.num_series)[0]
+
+
+def _traced(
+    model: DynamicalModel, guide: Any, train: Trajectories, question: Trajectories, num_draws: int
+) -> dict[str, Tensor]:
+    """Draws of a guide that is only a Pyro program; it knows the series of the fit alone."""
+    with pyro.plate("draws", num_draws, dim=-2):
+        trace = pyro.poutine.trace(guide).get_trace(train)
+    values = {}
+    for site in [*model.global_priors(), "x0"]:
+        value = trace.nodes[site]["value"]
+        shape = (num_draws, train.num_series if is_local(site) else 1)
+        values[site] = value.expand(*shape, *value.shape[2:]) if value.dim() > 2 else value
+    return values | {"x0": values["x0"][:, train.positions(question.series)]}
+
+
+def solve_draws(
+    model: DynamicalModel,
+    values: Mapping[str, Tensor],
+    question: Trajectories,
+    solver: Solver | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Paths of all draws in one solve, or in few if they would not fit into memory.
+
+    Args:
+        model: The generative model.
+        values: Drawn sites, each (draws, ...), dimensionless.
+        question: Series and times.
+        solver: In place of the model's own.
+
+    Returns:
+        Paths (draws, series, time, state) and which of them failed (draws, series).
+    """
+    num_draws, (start, times) = len(values["x0"]), model.units.dimensionless_times(question)
+    step = getattr(model.solver if solver is None else solver, "step", math.inf)
+    num_steps = times.shape[-1] + int((times[:, -1] - start).max() / step)  # all are kept
+    chunk = max(1, min(num_draws, MAX_NUMBERS // (values["x0"][0].numel() * num_steps)))
+    parts = []
+    for first in range(0, num_draws, chunk):
+        some = {site: value[first : first + chunk] for site, value in values.items()}
+        _, field, _ = model.build(some, question)
+        parts.append(model.solve(field, some, question, solver))
+    return torch.cat([p.path for p in parts]), torch.cat([p.failed for p in parts])
+
+
+@torch.no_grad()
+def solver_error(
+    model: DynamicalModel, values: Mapping[str, Tensor], question: Trajectories
+) -> float:
+    """Distance of the model's solver to a tight solve, in units of the noise.
+
+    Root mean square over at most 8 draws of 16 series, failed ones left out; infinite if all fail.
+    A warning tells if it is large.
+    """
+    rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
+    some = {
+        site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()
+        for site, value in values.items()
+    }
+    own, has_failed = solve_draws(model, some, question.rows(rows))
+    tight = ODESolver("dopri5", rtol=1e-8, atol=1e-8)
+    reference, has_no_reference = solve_draws(model, some, question.rows(rows), tight)
+    is_compared = ~(has_failed | has_no_reference)
+    if not is_compared.any():
+        return math.inf
+    site_values = {s.removeprefix("likelihood."): v for s, v in some.items()}
+    information = model.likelihood.fisher(own, site_values)  # type: ignore[operator]
+    distance = (own - reference)[..., : information.shape[-1]]
+    error = (distance.square() * information)[is_compared].mean().sqrt().item()
+    if error > LARGEST_SOLVER_ERROR:
+        warnings.warn(
+            f"the solver's error is {error:.2g} of the noise; take a smaller step.", stacklevel=4
+        )
+    return error
