@@ -446,6 +446,19 @@ def test_gradient_matching_weighs_by_the_derivatives_error_and_leaves_padding_ou
     assert vector[1].item() == pytest.approx(exact.item(), rel=1e-3)
 
 
+def test_priors_of_float32_constants_give_a_float64_vector():
+    class Constant(torch.nn.Module):
+        def priors(self):
+            return {"rate": dist.LogNormal(torch.zeros(2), 1.0).to_event(1)}
+
+        def build(self, values, inputs=None):
+            return VectorField(lambda t, x: values["rate"] * x, (values["rate"],))
+
+    field = FlatField.of(Constant())
+    assert field.mean.dtype == field.sd.dtype == torch.float64
+    assert field.unpack(field.random_start())["rate"].dtype == torch.float64
+
+
 def test_first_order_matching_reaches_the_same_minimum():
     times = torch.linspace(0, 3, 20, dtype=DOUBLE).expand(2, -1)
     path = torch.stack([torch.sin(times), torch.cos(times)], -1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bayesode.errors import DataError, FitError
+from bayesode.errors import DataError, FitError, SolverError
 from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.posterior import Posterior
@@ -25,6 +25,7 @@ from bayesode.trajectories import Trajectories
 
 NUM_PARTICLES = 4
 CLIP = 1000.0  # largest gradient norm, in nats: a rare exploding draw must not undo the fit
+LARGEST_SHARE_FAILED = 0.05  # of a fit's paths: more is no accident of single draws
 MAX_SKIPPED = 50  # steps in a row without a finite gradient after which a fit is given up
 
 
@@ -149,7 +150,28 @@ def fit_svi(
         "batch_size": batch_size,
         "warm_start": warm_start,
     }
-    return Posterior(model, guide, train, history=history, settings=settings, state=dict(state))
+    state = dict(state)
+    posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)
+    _check_paths(posterior)
+    return posterior
+
+
+def _check_paths(posterior: Posterior) -> None:
+    """Say so if the fit's own paths leave the model's bound within the data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # predict's own, which speaks of one series
+        try:
+            share = posterior.predict(posterior.train, num_draws=20, seed=0).share_failed
+        except SolverError as error:  # the fit is done: it must not be lost
+            share, reason = 0.0, f"paths of the fit cannot be solved: {error}"
+        else:
+            reason = f"{share:.0%} of the fit's paths leave the model's bound within the data"
+            if share <= LARGEST_SHARE_FAILED:
+                return
+    mend = "tighten the prior of the field, shorten the series, or look at the units"
+    if share == 1:
+        raise FitError(f"{reason}: the drawn fields explode. Please {mend}.")
+    warnings.warn(f"{reason}; {mend}.", stacklevel=3)
 
 
 def check_data(model: DynamicalModel, train: Trajectories) -> None:

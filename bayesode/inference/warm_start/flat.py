@@ -55,8 +55,9 @@ class FlatField:
             means.append(center.flatten())
             exact = _normal_sd(law)
             sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
-        mean = torch.cat(means)
-        return cls(field, sites, mean, torch.cat(sds), _groups(field, sites).to(mean.device))
+        # a prior of constants stays float32 when its part is cast
+        mean, sd = torch.cat(means).double(), torch.cat(sds).double()
+        return cls(field, sites, mean, sd, _groups(field, sites).to(mean.device))
 
     def build(self, vector: Tensor) -> VectorField:
         """The field of a vector (num_numbers,)."""
