@@ -40,7 +40,7 @@ def model(train):
 
 def test_a_fit_whose_paths_all_explode_is_an_error_with_the_mend(model, train):
     guide = bo.MeanFieldGuide(model, train)
-    with pytest.raises(bo.FitError, match="100% of the fit's paths .* tighten the prior"):
+    with pytest.raises(bo.FitError, match=r"100% of the fit's paths .* tighten the prior"):
         bo.fit_svi(model, guide, train, seed=0, num_steps=3, warm_start=False, progress=False)
 
 
