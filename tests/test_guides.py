@@ -221,7 +221,7 @@ def test_random_paths_need_another_guide():
         likelihood=bo.GaussianLikelihood(2),
         solver=Noisy(),
     )
-    with pytest.raises(bo.DataError, match="SDEGuide"):
+    with pytest.raises(bo.DataError, match="random paths needs a guide"):
         bo.MeanFieldGuide(model, data())
 
 

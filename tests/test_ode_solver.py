@@ -219,6 +219,15 @@ def test_a_state_of_single_precision_keeps_far_origins(index):
     torch.testing.assert_close(path, expected, rtol=1e-4, atol=0)
 
 
+def test_equal_shares_of_different_spans_are_one_point_of_the_grid():
+    start = torch.tensor([0.0, 0.1, -7.3])
+    times = start.unsqueeze(-1) + torch.tensor([[3.0], [2.7], [1.9]]) * torch.linspace(0.1, 1, 10)
+    solver, field, x0 = fixed("rk4", 0.1), VectorField(lambda t, x: -x), torch.ones(3, 1)
+    together = solver.solve(field, x0, start, times)
+    alone = solver.solve(field, x0[:1], start[:1], times[:1])
+    assert together.num_evaluations == alone.num_evaluations
+
+
 # ---- batch-mates --------------------------------------------------------------------------------
 def hard_among_easy():
     """One van der Pol trajectory in the first row, and 999 at rest."""

@@ -88,7 +88,6 @@ class MeanFieldGuide(PyroModule):
         law = model.build(prototype, trajectories)[0]
         self._add("x0", median(law).expand(trajectories.num_series, *law.event_shape))
         self.series = trajectories.series
-        self._rows = {label: row for row, label in enumerate(self.series)}
         self.to(dtype=None if trajectories.values is None else trajectories.values.dtype)
 
     def posteriors(self, trajectories: Trajectories) -> dict[str, dist.TorchDistribution]:
@@ -135,14 +134,7 @@ class MeanFieldGuide(PyroModule):
 
     def rows(self, trajectories: Trajectories) -> Tensor:
         """Rows of the table of initial states that belong to these series, (series,)."""
-        unknown = [label for label in trajectories.series if label not in self._rows]
-        if unknown:
-            raise DataError(
-                f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
-                f"state; the fit knows {list(self.series[:8])}. Fit again with it included."
-            )
-        rows = [self._rows[label] for label in trajectories.series]
-        return torch.tensor(rows, device=self.offset["x0"].device)
+        return rows_of(self.series, trajectories).to(self.offset["x0"].device)
 
     def row_parameters(self) -> list[nn.Parameter]:
         """Parameters with one row per series, in the order of `series`."""
@@ -164,6 +156,22 @@ class MeanFieldGuide(PyroModule):
         if scale is not None:
             getattr(self, f"unit_{key}").copy_((scale if unit is None else unit).to(origin))
             self.log_scale[key].copy_(scale.to(origin).log().expand_as(origin))
+
+
+def rows_of(known: tuple[str | int, ...], trajectories: Trajectories) -> Tensor:
+    """Rows that series have in a fit which knows these labels, (series,).
+
+    Raises:
+        DataError: For a series that was not in the fit.
+    """
+    rows = {label: row for row, label in enumerate(known)}
+    unknown = [label for label in trajectories.series if label not in rows]
+    if unknown:
+        raise DataError(
+            f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
+            f"state; the fit knows {list(known[:8])}. Fit again with it included."
+        )
+    return torch.tensor([rows[label] for label in trajectories.series])
 
 
 def _key(site: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesode.errors import DataError
+from bayesode.inference.guides import rows_of
 from bayesode.inference.predictive import solve_draws, solver_error
 from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
 from bayesode.inference.warm_start.flat import FlatField
@@ -79,14 +79,7 @@ class LaplaceGuide(Float64Module):
         Raises:
             DataError: For a series that was not in the fit.
         """
-        known = {label: row for row, label in enumerate(self.series)}
-        unknown = [label for label in trajectories.series if label not in known]
-        if unknown:
-            raise DataError(
-                f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
-                f"state; the fit knows {list(self.series[:8])}. Fit again with it included."
-            )
-        return torch.tensor([known[label] for label in trajectories.series]).to(self.x0.device)
+        return rows_of(self.series, trajectories).to(self.x0.device)
 
     def predictive(self, model: DynamicalModel) -> LinearisedPredictive:
         """Draws and linearised paths of this posterior."""

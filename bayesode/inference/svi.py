@@ -108,13 +108,7 @@ def fit_svi(
         5
     """
     check_data(model, train)
-    for name, value in (
-        ("num_steps", num_steps),
-        ("num_particles", num_particles),
-        ("learning_rate", learning_rate),
-    ):
-        if value is not None and not value > 0:
-            raise DataError(f"{name} must be positive, not {value}.")
+    _check_positive(num_steps=num_steps, num_particles=num_particles, learning_rate=learning_rate)
     if batch_size is not None and not 1 <= batch_size <= train.num_series:
         raise DataError(f"batch_size must lie between 1 and {train.num_series}, not {batch_size}.")
     if set(getattr(guide, "series", train.series)) != set(train.series):
@@ -172,6 +166,12 @@ def _check_paths(posterior: Posterior) -> None:
     if share == 1:
         raise FitError(f"{reason}: the drawn fields explode. Please {mend}.")
     warnings.warn(f"{reason}; {mend}.", stacklevel=3)
+
+
+def _check_positive(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value > 0:
+            raise DataError(f"{name} must be positive, not {value}.")
 
 
 def check_data(model: DynamicalModel, train: Trajectories) -> None:

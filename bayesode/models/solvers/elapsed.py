@@ -76,9 +76,7 @@ class Elapsed:
         return ~(x.abs() <= self.max_state).all(-1, keepdim=True)
 
     def _freeze(self, which: Tensor) -> None:
-        # torchdiffeq calls a stage up to one rounding before the step that it belongs to
-        now = self.position - 4 * torch.finfo(self.start.dtype).eps
-        self.until = torch.where(which, self.until.clamp_max(now), self.until)
+        self.until = torch.where(which, self.until.clamp_max(self.position), self.until)
 
     # ---- what torchdiffeq calls beside the field -------------------------------------------------
     def norm(self, error: Tensor) -> Tensor:
