@@ -142,6 +142,16 @@ def test_data_that_were_not_asked_for_cannot_be_scored(what: str):
         ensemble.log_prob(other)
 
 
+@pytest.mark.parametrize("names", [["x1"], ["x2", "x1"], ["x1", "x2", "x3"]])
+def test_other_components_cannot_be_scored(names: list[str]):
+    """One would broadcast, two in another order would be mistaken for each other."""
+    ensemble = make_ensemble()
+    values = torch.randn(2, 3, len(names), dtype=DOUBLE)
+    other = bo.Trajectories(ensemble.times, values, series=["a", "b"], names=names, start=0.0)
+    with pytest.raises(bo.ShapeError, match="components of the fit"):
+        ensemble.log_prob(other)
+
+
 def test_shared_times_and_the_same_times_per_series_are_the_same():
     ensemble = make_ensemble(times=torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]).double())
     test = data(make_ensemble())

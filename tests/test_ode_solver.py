@@ -544,6 +544,17 @@ def test_a_field_that_ends_at_some_time_freezes_there(solver):
     assert exact.item() - missing - 0.01 < gradient.item() < exact.item() + 0.01
 
 
+@each_solver
+def test_a_field_that_ends_in_the_last_step_is_reported(solver):
+    field = VectorField(lambda t, x: torch.where(torch.as_tensor(t) > 0.52, torch.nan, -x))
+    times = TIMES[:12].unsqueeze(0)  # until .55
+    solution = SOLVERS[solver].solve(field, torch.ones(1, 1), torch.zeros(1), times)
+    assert solution.failed.tolist() == [True]
+    assert solution.path.isfinite().all()
+    before = SOLVERS[solver].solve(field, torch.ones(1, 1), torch.zeros(1), times[:, :10])
+    assert before.failed.tolist() == [False]
+
+
 def test_a_stage_beyond_the_end_of_a_field_only_shortens_the_step():
     # dx/dt = -sqrt(x) + 1 stays at x > 0, but a first step of .5 tries x < 0
     field = VectorField(lambda t, x: 30 * (0.04 - x.sqrt()))

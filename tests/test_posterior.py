@@ -402,6 +402,14 @@ def test_solver_error_is_infinite_where_every_draw_fails():
     assert ensemble.solver_error == math.inf
 
 
+def test_solver_error_needs_a_likelihood_that_tells_its_information(monkeypatch):
+    posterior = make_posterior()
+    ensemble = posterior.predict(posterior.train, num_draws=4, seed=1)
+    monkeypatch.delattr(bo.GaussianLikelihood, "fisher")
+    with pytest.raises(bo.DataError, match="GaussianLikelihood has no fisher"):
+        _ = ensemble.solver_error
+
+
 def test_float32_models_predict_in_float32():
     posterior = make_posterior()
     train = posterior.train.to(dtype=torch.float32)

@@ -466,6 +466,60 @@ def test_a_guide_without_parameters_is_one_clear_error():
         fast(model, guide, train)
 
 
+def test_guides_of_another_model_are_one_clear_error():
+    """A site that a Pyro guide forgets would be drawn from its prior, and miss in predictions."""
+    model, _, train = linear_problem(likelihood=bo.GaussianLikelihood(2))
+    other, guide, _ = linear_problem()
+
+    def forgetful(data):
+        location = pyro.param("location", torch.zeros(2, dtype=DOUBLE))
+        pyro.sample("field.b", dist.Normal(location, 1.0).to_event(1))
+        with data.plate():
+            pyro.sample("x0", dist.Normal(torch.zeros(2, dtype=DOUBLE), 1.0).to_event(1))
+
+    for wrong in (guide, AutoNormal(other), forgetful):
+        for warm_start in (False, True):
+            with pytest.raises(bo.FitError, match=r"does not draw \['likelihood\.noise_scale'\]"):
+                fast(model, wrong, train, warm_start=warm_start)
+    for too_much in (bo.MeanFieldGuide(model, train), AutoNormal(model)):
+        with pytest.raises(bo.FitError, match="draws the unknown"):
+            fast(other, too_much, train)
+    with pytest.raises(bo.FitError, match="cannot be called"):
+        fast(model, "mean-field", train)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_data_of_another_shape_than_the_likelihoods_are_one_clear_error(dim: int):
+    """One component would broadcast against two, and give a fit of something else."""
+    model, guide, train = linear_problem()
+    values = train.values[..., :1].expand(-1, -1, dim)
+    other = bo.Trajectories(train.times, values, series=train.series)
+    with pytest.raises(bo.ShapeError, match=r"\(4, 2\) for \(time, \*event\)"):
+        fast(model, guide, other)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        bo.ODESolver("dopri5", rtol=1e-6, atol=1e-7),
+        bo.ODESolver("dopri5", rtol=1e-6, atol=1e-7, gradient="adjoint"),
+        bo.ODESolver("rk4", step_size=1.0),
+    ],
+)
+def test_every_solver_can_be_fitted_through(solver):
+    model, guide, train = linear_problem()
+    other = bo.DynamicalModel(
+        initial=model.initial, field=model.field, likelihood=model.likelihood, solver=solver
+    )
+    pair = zip(
+        fast(model, guide, train, num_steps=5).guide.parameters(),
+        fast(other, guide, train, num_steps=5).guide.parameters(),
+        strict=True,
+    )
+    for mine, theirs in pair:
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+
+
 # ---- draws that explode, steps that are not finite --------------------------------------------
 class Cubic(nn.Module):
     """dz/ds = a z^3: explodes for a > 0."""

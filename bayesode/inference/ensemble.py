@@ -129,7 +129,8 @@ class Ensemble:
             test: Observed at the times that were asked; 0 where a value is missing.
 
         Raises:
-            DataError: If `test` has other series or times than were asked.
+            DataError: If `test` has other times than were asked.
+            ShapeError: If it has other series or components.
         """
         if test.values is None or test.mask is None:
             raise DataError("scores need observed values; this is a question without values.")
@@ -141,6 +142,11 @@ class Ensemble:
             )
         if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
             raise DataError("the data have other times than the ensemble: predict(train.at(test)).")
+        if test.values.shape[2:] != self.values.shape[3:] or test.names != self.train.names:
+            raise ShapeError(
+                f"scores need the components of the fit, {list(self.train.names)}, not "
+                f"{list(test.names)} of shape {tuple(test.values.shape[2:])}."
+            )
         with torch.no_grad():
             law = self.observe(self.path, test.mask)
             return law.base_dist.log_prob(test.values.to(self.path.dtype))  # type: ignore

@@ -10,11 +10,11 @@ import torch
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError, FitError
+from bayesode.inference.checks import check_data
 from bayesode.inference.copies import own_copies
 from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
-from bayesode.inference.svi import check_data
 from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.start import MAX_ATTEMPTS, MAX_WEIGHTS, attempts, prepare

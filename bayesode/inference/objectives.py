@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayesode.errors import FitError
+from bayesode.inference.checks import check_sites, drawn_sites
 from bayesode.inference.copies import autoguides
 from bayesode.inference.elbo import elbo_terms
 from bayesode.inference.warm_start import UNFITTED_SCALE, Start, find_start
@@ -81,6 +82,7 @@ class TermsObjective:
 
     def warm_start(self, train: Trajectories) -> Start | None:
         """Put the guide near the data."""
+        self.prepare(train, 1)
         start = find_start(self.model, train)
         order = train.positions(self.guide.series)
         for site, value in start.values.items():
@@ -92,6 +94,7 @@ class TermsObjective:
 
     def prepare(self, batch: Trajectories, num_particles: int) -> None:
         """Make the parameters and check that guide and model fit together."""
+        check_sites(self.model, self.guide.posteriors(batch), batch)
 
     def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
         """A differentiable estimate of the negative ELBO, a scalar."""
@@ -168,6 +171,8 @@ class PyroObjective:
 
     def prepare(self, batch: Trajectories, num_particles: int) -> None:
         """Make the parameters and check that guide and model fit together."""
+        if not callable(self.guide):
+            raise FitError(f"a guide is a Pyro program, {self.guide!r} cannot be called.")
         self._check_plates(batch)
         with pyro.poutine.trace(param_only=True) as capture:
             self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
@@ -211,6 +216,7 @@ class PyroObjective:
         """The guide must take the rows that the batch has, and not by chance."""
         for _ in range(NUM_CHECKS if self.is_minibatch else 1):
             trace = pyro.poutine.trace(self.guide).get_trace(batch)
+            check_sites(self.model, drawn_sites(trace), batch)
             plate, local = trace.nodes.get("trajectories"), trace.nodes.get("x0")
             if plate is None and self.is_minibatch and local is not None:
                 raise FitError(

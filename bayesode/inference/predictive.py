@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from bayesode.errors import DataError
 from bayesode.inference.elbo import sample_sites
 from bayesode.inference.guides import is_local
 from bayesode.models.contracts import Solver, unnest
@@ -142,7 +143,15 @@ def solver_error(
 
     Root mean square over at most 8 draws of 16 series, failed ones left out; infinite if all fail.
     A warning tells if it is large.
+
+    Raises:
+        DataError: If the likelihood does not tell its information.
     """
+    if not hasattr(model.likelihood, "fisher"):
+        raise DataError(
+            f"{type(model.likelihood).__name__} has no fisher(path, values), which says how large "
+            "an error is beside the noise."
+        )
     rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
     some = {
         site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError, FitError, SolverError
+from bayesode.inference.checks import check_data
 from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.posterior import Posterior
@@ -172,39 +172,6 @@ def _check_positive(**settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not value > 0:
             raise DataError(f"{name} must be positive, not {value}.")
-
-
-def check_data(model: DynamicalModel, train: Trajectories) -> None:
-    """Raise the error that explains why these data cannot be fitted by this model, if any."""
-    if train.values is None or train.mask is None or not train.mask.any():
-        raise DataError("there is nothing to fit: these trajectories hold no observed value.")
-    if train.mask.flatten(2).any(-1).sum(-1).max() < 2:
-        raise DataError("every series has a single time: a rate of change needs at least two.")
-    with torch.no_grad():
-        prototype = {s: v.to(train.values.dtype) for s, v in model.prototype().items()}
-        initial, _, observe = model.build(prototype, train)
-        path = initial.mean.to(train.values).unsqueeze(-2).expand(*train.grid.shape, -1)
-        base: Any = observe(path, None)
-        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
-            base = base.base_dist
-        is_wrong = train.mask & ~base.support.check(train.values)
-    if is_wrong.any():
-        place = [int(i) for i in is_wrong.nonzero()[0]]
-        raise DataError(
-            f"the value {train.values[tuple(place)].item():g} of series {train.series[place[0]]!r} "
-            f"is impossible under {type(model.likelihood).__name__}; mark it as missing or take "
-            "another likelihood."
-        )
-    response = getattr(model.likelihood, "working_response", None)
-    bound = getattr(model.solver, "max_state", math.inf)
-    if response is not None:
-        size = response(train.values)[train.mask].abs().max().item()
-        if not size <= bound / 3:
-            raise FitError(
-                f"the data reach {size:.3g} in the model's units, but a path is frozen beyond "
-                f"{bound:g}: give the model the data's units, "
-                "DynamicalModel(..., units=Units.from_data(train))."
-            )
 
 
 def _rows(train: Trajectories, size: int) -> Tensor:

@@ -1,0 +1,92 @@
+"""The border of every engine: data, model and guide that go together, or one clear error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.util import site_is_subsample
+
+from bayesode.errors import DataError, FitError, ShapeError
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+
+
+def check_data(model: DynamicalModel, train: Trajectories) -> None:
+    """Raise the error that explains why these data cannot be fitted by this model, if any.
+
+    Raises:
+        DataError: If nothing is observed, of single times alone, or a value is impossible.
+        ShapeError: If the likelihood is of values of another shape, which might broadcast.
+        FitError: If the data lie outside the model's bound.
+    """
+    if train.values is None or train.mask is None or not train.mask.any():
+        raise DataError("there is nothing to fit: these trajectories hold no observed value.")
+    if train.mask.flatten(2).any(-1).sum(-1).max() < 2:
+        raise DataError("every series has a single time: a rate of change needs at least two.")
+    with torch.no_grad():
+        prototype = {s: v.to(train.values.dtype) for s, v in model.prototype().items()}
+        initial, _, observe = model.build(prototype, train)
+        path = initial.mean.to(train.values).unsqueeze(-2).expand(*train.grid.shape, -1)
+        law = observe(path, None)
+        if law.event_shape != train.values.shape[1:]:
+            raise ShapeError(
+                f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
+                f"for (time, *event), the data have {tuple(train.values.shape[1:])}."
+            )
+        base: Any = law
+        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+            base = base.base_dist
+        is_wrong = train.mask & ~base.support.check(train.values)
+    if is_wrong.any():
+        place = [int(i) for i in is_wrong.nonzero()[0]]
+        raise DataError(
+            f"the value {train.values[tuple(place)].item():g} of series {train.series[place[0]]!r} "
+            f"is impossible under {type(model.likelihood).__name__}; mark it as missing or take "
+            "another likelihood."
+        )
+    response = getattr(model.likelihood, "working_response", None)
+    bound = getattr(model.solver, "max_state", math.inf)
+    if response is not None:
+        size = response(train.values)[train.mask].abs().max().item()
+        if not size <= bound / 3:
+            raise FitError(
+                f"the data reach {size:.3g} in the model's units, but a path is frozen beyond "
+                f"{bound:g}: give the model the data's units, "
+                "DynamicalModel(..., units=Units.from_data(train))."
+            )
+
+
+def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:
+    """Refuse a guide that does not draw what the model declares.
+
+    Args:
+        model: The generative model.
+        found: Sites that the guide draws.
+        trajectories: Any data of the model.
+
+    Raises:
+        FitError: If a site is missing (its prior would be drawn in silence) or unknown.
+    """
+    start, times = model.units.dimensionless_times(trajectories)
+    local = ["x0", *(f"path.{site}" for site in model.solver.priors(start, times))]
+    wanted, drawn = {*model.global_priors(), *local}, set(found)
+    for sites, what in ((wanted - drawn, "does not draw"), (drawn - wanted, "draws the unknown")):
+        if sites:
+            raise FitError(
+                f"the guide {what} {sorted(sites)}; the model has the sites {sorted(wanted)}: "
+                "build the guide for this model."
+            )
+
+
+def drawn_sites(trace: Any) -> list[str]:
+    """Sites of a guide that stand for sites of the model."""
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not (site["is_observed"] or site["infer"].get("is_auxiliary"))
+        and not site_is_subsample(site)
+    ]
