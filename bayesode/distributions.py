@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bayesode.errors import ShapeError
+
 
 class ObservedWhere(dist.MaskedDistribution):
     """A law of which only the entries under a mask are scored; all of it can be sampled.
@@ -50,6 +52,16 @@ def observed_law(
         mask: Shape (series, time, *event), or None if nothing is hidden.
         event_dim: Number of event dimensions, the time included.
         fill: A number inside the support, put in place of masked values.
+
+    Raises:
+        ShapeError: If the law has other numbers of times or components than the mask. One alone
+            would be broadcast.
     """
+    if mask is not None and base.batch_shape[-event_dim:] != mask.shape[-event_dim:]:
+        raise ShapeError(
+            f"the law of one series has the shape {tuple(base.batch_shape[-event_dim:])}, its "
+            f"values have {tuple(mask.shape[-event_dim:])}: give the likelihood as many components "
+            "(dim=) as the data have."
+        )
     scored = base if mask is None else ObservedWhere(base, mask, fill)
     return dist.Independent(scored, event_dim)

@@ -69,8 +69,6 @@ def plan(train: Trajectories, likelihood: str = "gaussian") -> FitPlan:
         DataError: For an unknown likelihood, too little data, a constant component, or values <= 0
             with "lognormal".
 
-    Source: RECIPE section 1, steps 1, 2 and 5.
-
     Example:
         >>> import bayesode as bo
         >>> bo.plan(bo.datasets.van_der_pol().observed).hidden

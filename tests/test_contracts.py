@@ -39,7 +39,7 @@ def double_precision():
 
 
 class Hierarchical(nn.Module):
-    """A field whose weights have a drawn scale (FACTS 63)."""
+    """A field whose weights have a drawn scale."""
 
     def __init__(self, dim):
         super().__init__()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bayesode.distributions import ObservedWhere, observed_law
+from bayesode.errors import ShapeError
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,13 @@ def test_an_expanded_law_keeps_mask_and_fill():
     event = law.to_event(2).expand([7, 5])
     assert event.batch_shape == (7, 5)
     torch.testing.assert_close(event.log_prob(values), expected.sum((-1, -2)).expand(7, 5))
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 1), (4, 1, 3), (4, 2, 4)])
+def test_a_law_of_another_shape_than_the_values_is_refused(shape):
+    # a single component would be broadcast, and the second one scored against the first state
+    with pytest.raises(ShapeError, match="as many components"):
+        observed_law(exponential(torch.rand(shape)), MASK.expand(4, 2, 3), event_dim=2, fill=1.0)
 
 
 @pytest.mark.parametrize("mask", [None, MASK])

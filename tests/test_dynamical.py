@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from torch import nn
 
-from bayesode.errors import DataError
+from bayesode.errors import DataError, ShapeError
 from bayesode.models import DynamicalModel, NormalInitial
 from bayesode.models.contracts import VectorField, without_plate
 from bayesode.models.dynamical import median
@@ -251,7 +251,7 @@ def test_a_question_about_later_times_begins_at_the_start():
     }
     path = trace_of(model, train, **fixed).nodes["path"]["value"]
     later = trace_of(model, train.at([1.0, 1.6]), **fixed).nodes["path"]["value"]
-    # FACTS 49; the grids differ, so within the solver's error
+    # the grids differ, so within the solver's error
     torch.testing.assert_close(later, path[:, 3:], rtol=0, atol=1e-4)
 
 
@@ -461,6 +461,13 @@ def test_what_is_no_random_part_is_refused(name, wrong):
 def test_what_is_no_solver_is_refused(wrong):
     with pytest.raises(DataError, match="is no solver; take FixedGridSolver or ODESolver"):
         make(solver=wrong)
+
+
+def test_parts_of_different_sizes_are_refused_where_they_meet():
+    with pytest.raises(ShapeError, match="rate of shape"):
+        trace_of(make(field=BayesianMLP(2, [3], 1)), data())
+    with pytest.raises(ShapeError, match="as many components"):
+        trace_of(make(likelihood=GaussianLikelihood(1)), data())
 
 
 # ---- prototypes ---------------------------------------------------------------------------------

@@ -136,6 +136,36 @@ def test_normal_and_lognormal_divergences_do_not_depend_on_the_draws(is_copied: 
     assert "estimated" not in str(terms[0])
 
 
+class Shared:
+    """A guide whose series have one law of x0 in common."""
+
+    def __init__(self, guide: bo.MeanFieldGuide) -> None:
+        self.guide = guide
+
+    def posteriors(self, trajectories: bo.Trajectories):
+        law = dist.Normal(torch.tensor([0.5, -1.0], dtype=DOUBLE), 0.3).to_event(1)
+        return self.guide.posteriors(trajectories) | {"x0": law}
+
+    def __call__(self, trajectories: bo.Trajectories) -> None:
+        laws = self.posteriors(trajectories)
+        for site in ("field.weights", "likelihood.noise_scale"):
+            pyro.sample(site, laws[site])
+        with trajectories.plate():
+            pyro.sample("x0", laws["x0"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "minibatch"])
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_a_law_that_the_series_share_counts_for_each_of_them(kind: str, num_particles: int):
+    model, data = random_model(), random_data(kind)
+    guide = Shared(scattered_guide(model))
+    torch.manual_seed(1)
+    ours = bo.elbo_terms(model, guide, data, num_particles=num_particles)
+    torch.manual_seed(1)
+    theirs = pyro_elbo(TraceMeanField_ELBO, num_particles).loss(model, guide, data)
+    assert -ours.elbo.item() == pytest.approx(theirs, rel=1e-10)
+
+
 def test_divergences_are_those_of_textbooks():
     model, data = random_model(), random_data("plain")
     guide = scattered_guide(model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import jacfwd, vmap
 
-from bayesode.errors import DataError, SolverError
+from bayesode.errors import DataError, ShapeError, SolverError
 from bayesode.models.contracts import VectorField
 from bayesode.models.fields import BayesianMLP
 from bayesode.models.solvers import FixedGridSolver
@@ -65,7 +65,7 @@ def test_van_der_pol_runs_into_its_limit_cycle():
     solver = FixedGridSolver("rk4", 0.05)
     path = solver(VectorField(van_der_pol), torch.tensor([[0.5, 0.0]]), torch.zeros(1), times)
     amplitude = path[0].abs().amax(0)
-    # FACTS 36; with 1 - x2^2 in the equation they would be other numbers
+    # with 1 - x2^2 in the equation they would be other numbers
     torch.testing.assert_close(amplitude, torch.tensor([2.01, 2.68]), rtol=0, atol=0.01)
 
 
@@ -112,7 +112,7 @@ def test_a_time_asked_alone_agrees_within_the_solvers_error(method):
 
 
 def test_the_size_of_the_step_bounds_it_however_few_times_are_asked():
-    # FACTS 50: a fixed number of substeps per interval is off by far here
+    # a fixed number of substeps per interval is off by far here
     x0, start, times = torch.tensor([[2.0, 0.0]]), torch.zeros(1), torch.tensor([[4.0]])
     solver, field = FixedGridSolver("rk4", 0.1), VectorField(van_der_pol)
     dense = solver(field, x0, start, torch.linspace(0, 4, 401).unsqueeze(0))[:, -1:]
@@ -384,6 +384,18 @@ def test_the_bound_is_a_setting():
     assert not loose.failed.any()
     torch.testing.assert_close(loose.path[0, -1], x0[0] + 102.83)
     assert FixedGridSolver(max_state=1.0).solve(field, x0, start, times).failed.all()
+
+
+@each_method
+def test_a_rate_that_is_not_as_large_as_the_state_is_refused(method):
+    x0, start, times = irregular_series()
+    for size in (1, 3):  # one would be broadcast without a word
+        field = BayesianMLP(2, [3], size)
+        field = field.build({"weights": torch.zeros(field.num_weights)})
+        with pytest.raises(
+            ShapeError, match=rf"rate of shape \(3, {size}\) for states of shape \(3, 2\)"
+        ):
+            FixedGridSolver(method)(field, x0, start, times)
 
 
 # ---- the border ---------------------------------------------------------------------------------

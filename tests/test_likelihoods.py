@@ -185,7 +185,7 @@ def test_a_masked_value_counts_nothing_whatever_it_is(kind, hidden):
 @each_likelihood
 @pytest.mark.parametrize("hidden", [math.nan, -1.0])
 def test_pyros_own_mask_would_lose_the_gradient_or_refuse(kind, hidden):
-    # FACTS 45: what the replacement of masked values is for
+    # what the replacement of masked values is for
     part, path, values, mask = masked_case(kind, hidden)
     noise = NOISE.clone().requires_grad_()
     plain = part.build({"noise_scale": noise})(path).base_dist.mask(mask).to_event(2)

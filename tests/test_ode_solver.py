@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from bayesode.errors import DataError, SolverError
+from bayesode.errors import DataError, ShapeError, SolverError
 from bayesode.models.contracts import VectorField
 from bayesode.models.fields import BayesianMLP
 from bayesode.models.solvers import FixedGridSolver, ODESolver
@@ -149,7 +149,7 @@ def test_asked_times_change_an_adaptive_path_within_its_tolerance(method):
 
 
 def test_the_size_of_the_step_bounds_it_however_few_times_are_asked():
-    # FACTS 13: torchdiffeq alone follows the asked times, and is off by 1e8 and more here
+    # torchdiffeq alone follows the asked times, and is off by 1e8 and more here
     x0, start, times = torch.tensor([[2.0, 0.0]]), torch.zeros(1), torch.tensor([[4.0]])
     field, solver = VectorField(van_der_pol), fixed("rk4", 0.1)
     exact = ODESolver(**TIGHT)(field, x0, start, times)
@@ -244,7 +244,7 @@ def gap_to_the_trajectory_alone(rtol):
 
 def test_a_hard_trajectory_does_not_hide_among_easy_ones(monkeypatch):
     assert gap_to_the_trajectory_alone(1e-5) < 1e-5
-    # FACTS 14: torchdiffeq's own norm takes the mean over the batch
+    # torchdiffeq's own norm takes the mean over the batch
     monkeypatch.setattr(Elapsed, "norm", lambda self, error: error.detach().pow(2).mean().sqrt())
     assert gap_to_the_trajectory_alone(1e-5) > 100 * 1e-5
 
@@ -299,7 +299,7 @@ def gradients(solver, *, tensors=True, draws=True):
 def test_the_adjoint_gradient_is_the_direct_one(draws):
     direct = gradients(ODESolver(**TIGHT), draws=draws)
     adjoint = gradients(ODESolver(gradient="adjoint", **TIGHT), draws=draws)
-    for one, other in zip(direct, adjoint, strict=True):  # FACTS 51: per tensor, in the 2-norm
+    for one, other in zip(direct, adjoint, strict=True):  # per tensor, in the 2-norm
         assert (one - other).norm() < 1e-7 * one.norm()
 
 
@@ -331,7 +331,7 @@ def test_the_direct_gradient_is_a_finite_difference():
 
 
 def test_an_adjoint_without_the_fields_tensors_loses_the_gradient():
-    # FACTS 1: without an error, which is why every field lists its tensors
+    # without an error, which is why every field lists its tensors
     direct = gradients(ODESolver(**TIGHT))
     blind = gradients(ODESolver(gradient="adjoint", **TIGHT), tensors=False)
     assert blind[0] is None or (blind[0] - direct[0]).norm() > 0.5 * direct[0].norm()
@@ -589,6 +589,14 @@ def test_the_bound_is_a_setting(index):
     solution = loose.solve(field, x0 + 100, start, times)
     assert not solution.failed.any()
     torch.testing.assert_close(solution.path[0, -1], x0[0] + 102.83)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_rate_that_is_not_as_large_as_the_state_is_refused(index):
+    field = BayesianMLP(2, [3], 1)
+    field = field.build({"weights": torch.zeros(field.num_weights)})
+    with pytest.raises(ShapeError, match=r"rate of shape \(3, 1\) for states of shape \(3, 2\)"):
+        both_kinds()[index](field, *irregular_series())
 
 
 # ---- the border ---------------------------------------------------------------------------------

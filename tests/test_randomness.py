@@ -118,6 +118,15 @@ def one_attempt(monkeypatch):
     monkeypatch.setattr(start, "MAX_ATTEMPTS", 1)
 
 
+@pytest.fixture(autouse=True)
+def two_threads():
+    """More than the one that small problems run on: whether it comes back shows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def problem(seed: int = 0, hidden: int = 2, stock: bool = False):
     """Few numbers and long steps: nothing here is about a good fit."""
     train = bo.datasets.van_der_pol(

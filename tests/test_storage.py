@@ -352,6 +352,25 @@ def test_damage_is_one_clear_error(run, name, how):
         bo.load(run)
 
 
+class Harmful:
+    """Runs code as soon as it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "guide.pt", "train.npz"])
+def test_code_in_a_file_is_not_run(run, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("pt"):
+        torch.save({"weights": Harmful()}, run / name)
+    else:
+        np.savez(run / name, times=np.array([Harmful()], dtype=object))
+    with pytest.raises(bo.DataError, match="missing or damaged"):
+        bo.load(run)
+    assert not Path("harm").exists()
+
+
 @pytest.mark.parametrize("text", ["[1]", "3", "null", '{"format": 99}', '{"format": 1}'])
 def test_a_configuration_of_something_else_is_one_clear_error(run, text):
     (run / "config.json").write_text(text)

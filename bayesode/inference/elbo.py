@@ -102,7 +102,9 @@ def elbo_terms(
     kl, is_closed_form = {}, {}
     for site, prior in priors.items():
         divergence, is_closed_form[site] = _kl(laws[site], resolve(prior, values), values[site])
-        kl[site] = scale * divergence.sum(-1).mean() if is_local(site) else divergence.mean()
+        if is_local(site):  # a law that the series share counts once for each of them
+            divergence = scale * divergence.expand(*divergence.shape[:-1], num_series).sum(-1)
+        kl[site] = divergence.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
     log_likelihood = scale * law.log_prob(trajectories.values).sum(-1).mean()  # pyright: ignore

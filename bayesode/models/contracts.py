@@ -153,6 +153,22 @@ def unnest(name: str, values: Values) -> dict[str, Tensor]:
     return {s.removeprefix(prefix): v for s, v in values.items() if s.startswith(prefix)}
 
 
+def rate_of(field: VectorField, t: Tensor, x: Tensor) -> Tensor:
+    """dx/dt as a solver needs it, with as many components as the state.
+
+    Raises:
+        ShapeError: If the field has another number of components. One alone would be broadcast.
+    """
+    rate = field(t, x)
+    if rate.shape[-1:] != x.shape[-1:]:
+        raise ShapeError(
+            f"the field gives a rate of shape {tuple(rate.shape)} for states of shape "
+            f"{tuple(x.shape)}: the last numbers must agree (dim_out of a network is the size of "
+            "the state)."
+        )
+    return rate
+
+
 def without_plate(value: Tensor, event_dim: int = 1) -> Tensor:
     """A global value without the plate's place: (*draws, 1, *event) -> (*draws, *event).
 

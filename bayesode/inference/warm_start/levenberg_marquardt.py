@@ -67,7 +67,7 @@ def levenberg_marquardt(
         damping: Initial damping, relative to the diagonal; times 4 on a rejected step, a fifth
             after an accepted one.
 
-    Source: More (1978), "The Levenberg-Marquardt algorithm"; constants of RECIPE section 1.6.
+    Source: More (1978), "The Levenberg-Marquardt algorithm".
     """
     cost, num_iterations = problem.cost(point), 0
     while num_iterations < max_iterations:

@@ -170,7 +170,7 @@ class StateProblem:
         noise_scale: Of the observations, shape (component,), dimensionless.
         process_scale: Of the miss in an interval of mean length, dimensionless.
 
-    Source: RECIPE section 13; weak-constraint smoothing, Tremolet (2006), QJRMS 132.
+    Source: weak-constraint smoothing, Tremolet (2006), QJRMS 132.
     """
 
     data: FitData

@@ -81,7 +81,8 @@ def find_start(model: DynamicalModel, train: Trajectories) -> Start:
         FitError: If the likelihood cannot say what a smoother may see, or components of the state
             are not observed.
 
-    Source: RECIPE sections 1 and 13.
+    Source: weak-constraint start: Tremolet (2006), "Accounting for an imperfect model in 4D-Var",
+    QJRMS 132.
     """
     with torch.no_grad(), threads_for(train.grid.numel()):
         data, grid, smoothed = prepare(model, train)

@@ -28,7 +28,7 @@ class BayesianMLP(nn.Module):
         activation: "tanh", "silu", "softplus" or "elu".
         linear: Whether a linear path from input to output is added.
         time: Whether the dimensionless time is a further input.
-        prior_scale: 3 by default: scale 1 bends fits, and wider gains nothing (RECIPE section 2).
+        prior_scale: 3 by default: scale 1 bends fits, and wider gains nothing.
 
     Raises:
         DataError: For an unknown activation or a prior_scale that is not positive.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import SolverError
-from bayesode.models.contracts import VectorField
+from bayesode.models.contracts import VectorField, rate_of
 
 # A step of this share of the span has found the place where a field ends; in single precision a
 # state moves no more in steps of 1e-8.
@@ -53,7 +53,7 @@ class Elapsed:
         """dx/ds, shaped like x."""
         self.num_evaluations += 1
         bounded = x.clamp(-self.max_state, self.max_state)
-        rate = self.field(self.start + s.to(x.dtype) * self.span, bounded)
+        rate = rate_of(self.field, self.start + s.to(x.dtype) * self.span, bounded)
         is_alive, is_defined = s < self.until, rate.isfinite().all(-1, keepdim=True)
         self.is_undefined = self.is_undefined | (is_alive & ~is_defined)
         return torch.where(is_alive & is_defined, self.span * rate, 0.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.models.contracts import Priors, Solution, VectorField
+from bayesode.models.contracts import Priors, Solution, VectorField, rate_of
 from bayesode.models.solvers.grid import substeps
 
 # (field, x, (h, h / 2, h / 6), (t, t + h / 2, t + h), bound) -> x one step later
@@ -25,20 +25,20 @@ def _inside(stage: Tensor, bound: float) -> Tensor:
 def _euler(
     field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
 ) -> Tensor:
-    return torch.addcmul(x, h[0], field(t[0], x))
+    return torch.addcmul(x, h[0], rate_of(field, t[0], x))
 
 
 def _midpoint(
     field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
 ) -> Tensor:
-    middle = _inside(torch.addcmul(x, h[1], field(t[0], x)), bound)
+    middle = _inside(torch.addcmul(x, h[1], rate_of(field, t[0], x)), bound)
     return torch.addcmul(x, h[0], field(t[1], middle))
 
 
 def _rk4(
     field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
 ) -> Tensor:
-    k1 = field(t[0], x)
+    k1 = rate_of(field, t[0], x)
     k2 = field(t[1], _inside(torch.addcmul(x, h[1], k1), bound))
     k3 = field(t[1], _inside(torch.addcmul(x, h[1], k2), bound))
     k4 = field(t[2], _inside(torch.addcmul(x, h[0], k3), bound))
@@ -111,6 +111,10 @@ class FixedGridSolver:
             start: Shape (series,), dimensionless.
             times: Shape (series, time), dimensionless, none before the start.
             noise: None for an ODE.
+
+        Raises:
+            ShapeError: If the field's rate has not the size of the state.
+            SolverError: If a series needs more than a million steps.
         """
         lengths, begins, reached = substeps(start, times, self.step)
         states, is_alive = self.walk(field, x0, begins, lengths)

@@ -102,6 +102,7 @@ class ODESolver:
             noise: None for an ODE.
 
         Raises:
+            ShapeError: If the field's rate has not the size of the state.
             SolverError: If the method gives up; with draw, series, time and the mend.
         """
         # equal positions differ in their last digits after the division: 12 digits are one time
