@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 
@@ -209,6 +210,8 @@ def test_arviz_summarises_it():
     assert "likelihood.noise_scale[lynx]" in table.index
 
 
-def test_importing_the_package_raises_no_warning():
+def test_importing_the_package_raises_no_warning(tmp_path):
+    # ArviZ warns once a day, and keeps the day in the user's cache
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     script = "import bayesode"
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, env=environment)

@@ -16,7 +16,7 @@ from bayesode.tabular import dataset
 from bayesode.trajectories import Trajectories
 
 with warnings.catch_warnings():
-    message = ".*ArviZ is undergoing a major refactor"
+    message = r"\s*ArviZ is undergoing a major refactor"  # it begins with a line break
     warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     import arviz as az
 
