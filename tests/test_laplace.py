@@ -1,6 +1,7 @@
 """The Laplace posterior: exact where the model is linear and Gaussian."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pyro.distributions as dist
@@ -78,12 +79,12 @@ def fit(model, train, **settings):
     with torch.no_grad():
         data = FitData.of(model, train)
         point = Point(torch.zeros(STATE).double(), torch.zeros(3, 13, STATE).double()[:, :1])
-        return fit_noise(data, point, torch.full((STATE,), 0.5).double(), **settings)
+        return fit_noise(data, point, torch.full((STATE,), 0.5).double().log(), **settings)
 
 
 def test_mean_covariance_and_evidence_are_exact_for_a_linear_model(model, train):
     found = fit(model, train)
-    mean, covariance, _, evidence = exact(train, found.noise_scale)
+    mean, covariance, _, evidence = exact(train, found.noise.exp())
     states = found.point.states[:, 0].flatten()
     assert torch.allclose(torch.cat([found.point.weights, states]), mean, atol=1e-8)
     own = found.covariance
@@ -99,24 +100,40 @@ def test_mean_covariance_and_evidence_are_exact_for_a_linear_model(model, train)
 
 def test_leverage_is_the_trace_of_the_hat_matrix(model, train):
     found = fit(model, train)
-    _, covariance, design, _ = exact(train, found.noise_scale)
+    _, covariance, design, _ = exact(train, found.noise.exp())
     variance = ((design @ covariance) * design).sum(-1)
-    expected = torch.where(train.mask, variance, 0.0).sum((0, 1)) / found.noise_scale**2
-    assert torch.allclose(found.leverage, expected, rtol=1e-8)
-    assert (found.leverage > 3).all()  # three initial values and a rate per component
+    expected = torch.where(train.mask, variance, 0.0).sum((0, 1)) / found.noise.exp() ** 2
+    measurement, path = found.data.measurement, found.data.path(found.point)
+    used = measurement.better_noise(path, found.noise, variance)[2]
+    assert torch.allclose(used, expected, rtol=1e-8)
+    assert found.num_used == pytest.approx(expected.sum().item(), rel=1e-8)
+    assert (used > 3).all()  # three initial values and a rate per component
+
+
+def test_noise_is_the_residual_over_what_the_fit_left_under_a_wide_prior(model, train):
+    model.likelihood.log_scale.fill_(1e4)
+    found = fit(model, train)
+    path = found.data.path(found.point)
+    count = train.mask.sum((0, 1))
+    squares = found.data.measurement.residual_scale(path).square() * count
+    _, covariance, design, _ = exact(train, found.noise.exp())
+    variance = torch.where(train.mask, ((design @ covariance) * design).sum(-1), 0.0)
+    used = variance.sum((0, 1)) / found.noise.exp() ** 2
+    fresh, freedom, _ = found.data.measurement.better_noise(path, found.noise, variance)
+    assert torch.allclose(fresh.exp() ** 2, squares / (count - used), rtol=1e-6)
+    assert torch.allclose(freedom, count - used, rtol=1e-6)
+    assert torch.allclose(fresh, found.noise, atol=0.02)
 
 
 def test_noise_prior_pulls_the_noise_scale(model, train):
-    free = fit(model, train).noise_scale
-    small = torch.full((STATE,), 0.01).double(), torch.full((STATE,), 1e-3).double()
-    assert torch.allclose(fit(model, train, noise_prior=small).noise_scale, small[0], rtol=0.05)
-    flat = torch.full((STATE,), 0.01).double(), torch.full((STATE,), 1e4).double()
-    assert torch.allclose(fit(model, train, noise_prior=flat).noise_scale, free, rtol=0.02)
+    model.likelihood.log_median.fill_(math.log(0.01))
+    model.likelihood.log_scale.fill_(1e-3)
+    assert torch.allclose(fit(model, train).noise.exp(), torch.tensor(0.01).double(), rtol=0.05)
 
 
 def test_predictions_have_the_exact_moments_within_the_climate(model, train):
     posterior = bo.fit_laplace(model, train, seed=0, progress=False)
-    mean, covariance, design, _ = exact(train, posterior.guide.noise_scale)
+    mean, covariance, design, _ = exact(train, posterior.guide.noise.exp())
     variance = ((design @ covariance) * design).sum(-1)
     share = 1 / (1 + variance / 4)
     ensemble = posterior.predict(train, num_draws=4000, seed=1)
@@ -129,7 +146,7 @@ def test_noise_draws_are_inverse_chi_square(model, train):
     posterior = bo.fit_laplace(model, train, seed=0, progress=False)
     draws = posterior.draws(4000, seed=1)["likelihood.noise_scale"]
     freedom = posterior.guide.freedom
-    share = freedom * (posterior.guide.noise_scale / draws) ** 2  # chi-square
+    share = freedom * (posterior.guide.noise.exp() / draws) ** 2  # chi-square
     error = (2 * freedom / 4000).sqrt()
     assert ((share.mean(0) - freedom).abs() < 5 * error).all()
 
@@ -137,7 +154,7 @@ def test_noise_draws_are_inverse_chi_square(model, train):
 def test_values_are_wider_than_plug_in_noise_on_little_data(model, train):
     few = train.until(0.6)  # 3 times, 3 series
     posterior = bo.fit_laplace(model, few, seed=0, progress=False)
-    scale = posterior.guide.noise_scale
+    scale = posterior.guide.noise.exp()
     drawn = posterior.draws(4000, seed=0)["likelihood.noise_scale"]
     assert (drawn.square().mean(0) > scale.square()).all()
 
@@ -165,7 +182,7 @@ def test_fit_finds_path_and_noise_of_van_der_pol(van_der_pol):
     ensemble = posterior.predict(simulated.observed, num_draws=400, seed=0)
     error = (ensemble.mean - simulated.truth.values) / simulated.noise_scale
     assert error.square().mean().sqrt() < 0.6
-    ratio = posterior.guide.noise_scale * posterior.model.units.scale / simulated.noise_scale
+    ratio = posterior.guide.noise.exp() / simulated.noise_scale
     # an sd estimated from about 130 degrees of freedom per component, five standard errors
     assert ((ratio - 1).abs() < 5 / (2 * 130) ** 0.5).all()
 
@@ -239,7 +256,7 @@ def test_bad_requests_get_one_clear_error(van_der_pol, train):
 def test_a_wrong_covariance_would_be_seen(model, train):
     found = fit(model, train)
     broken = replace(found.covariance, gain=-found.covariance.gain)
-    _, covariance, design, _ = exact(train, found.noise_scale)
+    _, covariance, design, _ = exact(train, found.noise.exp())
     by_weights, by_x0 = design[..., :STATE], torch.zeros(3, 12, STATE, STATE).double()
     by_x0[:] = torch.eye(STATE)
     right = ((design @ covariance) * design).sum(-1)

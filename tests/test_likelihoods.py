@@ -344,16 +344,6 @@ def test_starting_values_turn_a_dimensionless_noise_into_the_prior_median(kind, 
 
 @each_likelihood
 @each_units
-def test_the_prior_in_dimensionless_units_is_the_inverse_of_starting_values(kind, units):
-    part = likelihood_in(kind, units, prior_median=0.25)
-    median, log_scale = part.noise_prior()
-    assert median.shape == log_scale.shape == (2,)
-    assert part.starting_values(median)["noise_scale"].tolist() == pytest.approx([0.25, 0.25])
-    assert log_scale.tolist() == [2.0, 2.0]
-
-
-@each_likelihood
-@each_units
 def test_the_working_response_of_a_noiseless_value_is_the_state(kind, units):
     part, path = likelihood_in(kind, units), positive_path(units=units)
     response = part.working_response(users(path, units))

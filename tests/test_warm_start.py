@@ -214,7 +214,7 @@ def residuals(problem, data: FitData, model, train, point: Point) -> Tensor:
             share = (gaps[:, k] / gaps[gaps > 0].mean()).clamp_min(1e-6).sqrt().unsqueeze(-1)
             misses.append((states[:, k + 1] - end[:, 0]) / (problem.process_scale * share))
         miss = torch.stack(misses).flatten()
-    error = torch.where(train.mask, (train.values - path) / problem.noise_scale, 0.0)
+    error = torch.where(train.mask, (train.values - path) / problem.noise.exp(), 0.0)
     return torch.cat([miss, prior, first.flatten(), error.nan_to_num(0.0).flatten()])
 
 
@@ -225,7 +225,9 @@ def test_normal_equations_are_those_of_the_residuals(kind: str, field: nn.Module
     model, train = model_of(field), seen(Matrix(), {"weights": TRUE}, kind)
     data = FitData.of(model, train)
     noise = torch.tensor([0.3, 0.7], dtype=DOUBLE)
-    problem = PathProblem(data, noise) if which == "path" else StateProblem(data, noise, 0.2)
+    problem = (
+        PathProblem(data, noise.log()) if which == "path" else StateProblem(data, noise.log(), 0.2)
+    )
     torch.manual_seed(12)
     num_knots = 1 if which == "path" else train.grid.shape[1] + 1
     weights = 0.5 * torch.randn(len(data.field.mean), dtype=DOUBLE)
@@ -289,7 +291,9 @@ def test_steps_reach_the_exact_least_squares_solution_of_a_linear_problem(kind: 
     data = FitData.of(model_of(Drift()), train)
     noise = torch.tensor([0.1, 0.4], dtype=DOUBLE)
     begin = Point(torch.tensor([3.0, 3.0]).double(), torch.zeros(3, 1, 2, dtype=DOUBLE))
-    found = levenberg_marquardt(PathProblem(data, noise), begin, max_iterations=30, tolerance=1e-14)
+    found = levenberg_marquardt(
+        PathProblem(data, noise.log()), begin, max_iterations=30, tolerance=1e-14
+    )
     b, x0 = exact_drift_fit(train, noise)
     torch.testing.assert_close(found.point.weights, b, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(found.point.states[:, 0], x0, rtol=1e-6, atol=1e-7)
@@ -298,7 +302,7 @@ def test_steps_reach_the_exact_least_squares_solution_of_a_linear_problem(kind: 
 def test_steps_reach_a_stationary_point_no_worse_than_the_truth():
     train = seen(Matrix(), {"weights": TRUE}, "masked")
     data = FitData.of(model_of(Matrix()), train)
-    problem = PathProblem(data, torch.full((2,), 0.05, dtype=DOUBLE))
+    problem = PathProblem(data, torch.full((2,), 0.05, dtype=DOUBLE).log())
     begin = Point(torch.zeros(6, dtype=DOUBLE), torch.zeros(3, 1, 2, dtype=DOUBLE))
     found = levenberg_marquardt(problem, begin, max_iterations=60, tolerance=1e-13)
     right = problem.linearise(found.point)
@@ -335,7 +339,7 @@ def test_evidence_of_a_linear_model_is_exact(kind: str):
     train = seen(Drift(), {"b": torch.tensor([0.5, -1.0], dtype=DOUBLE)}, kind, noise=0.2)
     data = FitData.of(model_of(Drift()), train)
     begin = Point(torch.zeros(2).double(), torch.zeros(3, 1, 2, dtype=DOUBLE))
-    fit = fit_noise(data, begin, torch.full((2,), 0.3, dtype=DOUBLE))
+    fit = fit_noise(data, begin, torch.full((2,), 0.3, dtype=DOUBLE).log())
     elapsed = train.grid - train.start[:, None]
     exact = 0.0
     for j, (mean, sd, drift) in enumerate([(0.2, 1.5, 0.3), (-0.1, 2.5, -0.2)]):
@@ -343,11 +347,11 @@ def test_evidence_of_a_linear_model_is_exact(kind: str):
         time = elapsed[rows, steps]
         same = (rows[:, None] == rows).double()
         covariance = sd**2 * same + 0.7**2 * time[:, None] * time
-        covariance += fit.noise_scale[j] ** 2 * torch.eye(len(rows), dtype=DOUBLE)
+        covariance += fit.noise[j].exp() ** 2 * torch.eye(len(rows), dtype=DOUBLE)
         law = dist.MultivariateNormal(mean + drift * time, covariance)
         exact += law.log_prob(train.values[rows, steps, j]).item()
     assert fit.log_evidence == pytest.approx(exact, abs=1e-5)
-    assert (fit.leverage > 1).all() and fit.leverage.sum() < 8
+    assert 2 < fit.num_used < 8
 
 
 # ---- a field as one vector ----------------------------------------------------------------------
@@ -468,7 +472,9 @@ def test_first_order_matching_reaches_the_same_minimum():
     torch.manual_seed(16)
     direct = match_gradients(field, times, smoothed)
     problem = matching.MatchProblem(field, *matching._points(times, smoothed))
-    steps = matching._first_order(problem, torch.zeros_like(direct), num_steps=4000)
+    steps = torch.zeros_like(direct)
+    for _ in range(5):
+        steps = matching._first_order(problem, steps)
     assert torch.allclose(steps, direct, atol=1e-3)
     assert torch.allclose(field.build(direct)(times[..., None], path), slope, atol=1e-3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyro
 import torch
@@ -15,6 +15,7 @@ from bayesode.inference.copies import own_copies
 from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
+from bayesode.inference.stopwatch import Stopwatch
 from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.start import MAX_ATTEMPTS, MAX_WEIGHTS, attempts, prepare
@@ -33,12 +34,14 @@ class LaplaceHistory:
         num_rounds: Rounds of the best start until fit and scales agreed.
         num_weights_used: Numbers of the field and initial states that the data determine.
         seconds: Wall time.
+        seconds_of: The same by phase: "smoothing", "lm", "laplace".
     """
 
     log_evidence: list[float]
     num_rounds: int
     num_weights_used: float
     seconds: float = 0.0
+    seconds_of: dict[str, float] = field(default_factory=dict)
 
 
 def fit_laplace(
@@ -80,52 +83,39 @@ def fit_laplace(
     if prior_scale not in PRIOR_SCALES:
         raise DataError(f"prior_scale must be one of {PRIOR_SCALES}, not {prior_scale!r}.")
     check_data(model, train)
-    begin = time.perf_counter()
+    begin, watch = time.perf_counter(), Stopwatch()
     device = train.start.device
     with seeded(seed) as used_seed, pyro.get_param_store().scope(), torch.no_grad():
         model, _ = own_copies(model, None, dtype=train.values.dtype, device=device)  # type: ignore
         with threads_for(train.grid.numel()):
-            tries = _fit(model, train, prior_scale == "mackay", progress)
+            tries = _fit(model, train, prior_scale == "mackay", progress, watch)
         best = max(tries, key=lambda fit: fit.log_evidence)
         best.data.field.write_prior(model.field)
-        shift = _to_users(model, train, best)
         guide = LaplaceGuide(model, train).to(device)
-        guide.fill(best, best.log_evidence + shift)
-        used = float(best.leverage.sum())
-    history = LaplaceHistory([fit.log_evidence + shift for fit in tries], best.num_rounds, used)
-    history.seconds = time.perf_counter() - begin
+        guide.fill(best)
+    evidences = [fit.log_evidence for fit in tries]
+    history = LaplaceHistory(evidences, best.num_rounds, best.num_used)
+    history.seconds, history.seconds_of = time.perf_counter() - begin, watch.seconds
     settings = {"engine": "laplace", "seed": used_seed, "prior_scale": prior_scale}
     return Posterior(model, guide, train, history=history, settings=settings)
 
 
 def _fit(
-    model: DynamicalModel, train: Trajectories, is_tuned: bool, progress: bool
+    model: DynamicalModel, train: Trajectories, is_tuned: bool, progress: bool, watch: Stopwatch
 ) -> list[LaplaceFit]:
-    data, grid, smoothed = prepare(model, train)
+    with watch("smoothing"):
+        data, grid, smoothed = prepare(model, train)
     if len(data.field.mean) > MAX_WEIGHTS:
         raise FitError(
             f"the field has {len(data.field.mean)} random numbers, Laplace takes at most "
             f"{MAX_WEIGHTS}: make it narrower or take fit_svi."
         )
-    prior = model.likelihood.noise_prior() if hasattr(model.likelihood, "noise_prior") else None
     tries = []
     with tqdm(total=MAX_ATTEMPTS, desc="Laplace", delay=2, disable=not progress) as bar:
-        for fit in attempts(data, grid, smoothed, noise_prior=prior, is_tuned=is_tuned):
+        for fit in attempts(data, grid, smoothed, is_tuned=is_tuned, watch=watch):
             tries.append(fit)
             best = max(tries, key=lambda one: one.log_evidence)
             bar.set_postfix(log_evidence=f"{best.log_evidence:.1f}", refresh=False)
             bar.update()
         bar.total = len(tries)
     return tries
-
-
-def _to_users(model: DynamicalModel, train: Trajectories, fit: LaplaceFit) -> float:
-    """What the evidence changes by when values are in users' units, nats."""
-    data = fit.data
-    path = data.path(fit.point)[:, 1:]
-    noise = {k: v.double() for k, v in model.likelihood.starting_values(fit.noise_scale).items()}
-    law = model.likelihood.build(noise)(path, train.mask)
-    raw = law.log_prob(train.values.double()).sum()  # type: ignore[union-attr]
-    plain = torch.distributions.Normal(path[..., : data.response.shape[-1]], fit.noise_scale)
-    own = plain.log_prob(data.response[:, 1:])
-    return float(raw - torch.where(data.mask[:, 1:], own, 0.0).sum())

@@ -35,7 +35,7 @@ class LaplaceGuide(Float64Module):
     covariance_weights: Tensor
     gain: Tensor
     own: Tensor
-    noise_scale: Tensor
+    noise: Tensor
     freedom: Tensor
     log_evidence: Tensor
 
@@ -43,32 +43,32 @@ class LaplaceGuide(Float64Module):
         super().__init__()
         data = FitData.of(model, train)
         num_weights, (num_series, dim) = len(data.field.mean), data.x0_mean.shape
+        num_noise = len(data.measurement.sites.mean)
         shapes = {
             "weights": (num_weights,),
             "x0": (num_series, dim),
             "covariance_weights": (num_weights, num_weights),
             "gain": (num_series, dim, num_weights),
             "own": (num_series, dim, dim),
-            "noise_scale": (data.response.shape[-1],),
-            "freedom": (data.response.shape[-1],),
+            "noise": (num_noise,),
+            "freedom": (num_noise,),
             "log_evidence": (),
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.series = train.series
 
-    def fill(self, fit: LaplaceFit, log_evidence: float) -> None:
+    def fill(self, fit: LaplaceFit) -> None:
         """Take on a fit."""
-        count = fit.data.mask.sum((0, 1))
         values = {
             "weights": fit.point.weights,
             "x0": fit.point.states[:, 0],
             "covariance_weights": fit.covariance.weights,
             "gain": fit.covariance.gain,
             "own": fit.covariance.own,
-            "noise_scale": fit.noise_scale,
-            "freedom": (count - fit.leverage).clamp_min(SMALLEST_FREEDOM),
-            "log_evidence": torch.tensor(log_evidence),
+            "noise": fit.noise,
+            "freedom": fit.freedom.clamp_min(SMALLEST_FREEDOM),
+            "log_evidence": torch.tensor(fit.log_evidence),
         }
         for name, value in values.items():
             getattr(self, name).copy_(value)
@@ -107,20 +107,20 @@ class LinearisedPredictive:
     def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
         """Draws per site, global ones (draws, 1, *event): weights, x0 and noise scales.
 
-        A noise variance is inverse chi-square with (observations - leverage) degrees of freedom,
-        so that values are Student t: the scale is integrated, not plugged in.
+        A noise variance is inverse chi-square with (observations - p_eff) degrees of freedom, so
+        that values are Student t: the scale is integrated, not plugged in.
         """
         guide, rows = self.guide, self.guide.rows(question)
         weights, x0 = guide.covariance(rows).sample(num_draws)
         freedom = guide.freedom.expand(num_draws, -1)
         chi_square = torch.distributions.Chi2(freedom).sample()
-        noise = guide.noise_scale * (freedom / chi_square).sqrt()
+        noise = guide.noise + (freedom / chi_square).log() / 2
         return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
 
     def _values(self, weights: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
         field = FlatField.of(self.model.field)
         values = {f"field.{s}": v for s, v in field.unpack(weights).items()}
-        for site, value in self.model.likelihood.starting_values(noise).items():
+        for site, value in FlatField.of(self.model.likelihood).unpack(noise).items():
             values[f"likelihood.{site}"] = value
         return {site: value.unsqueeze(1) for site, value in values.items()} | {"x0": x0}
 
@@ -171,7 +171,7 @@ class LinearisedPredictive:
     def center(self, question: Trajectories) -> dict[str, Tensor]:
         """The fit as one draw."""
         guide, rows = self.guide, self.guide.rows(question)
-        return self._values(guide.weights[None], guide.x0[rows][None], guide.noise_scale[None])
+        return self._values(guide.weights[None], guide.x0[rows][None], guide.noise[None])
 
     def uncapped_sd(self, question: Trajectories) -> Tensor:
         """Posterior sd of the path in data sds, (series, time, state); above 1: not determined."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +13,8 @@ from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_m
 from bayesode.inference.warm_start.problem import FitData, PathProblem
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
-SMALLEST_SHARE = 0.1  # of the observations that always count as degrees of freedom
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
 PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
-SMALLEST_NOISE = 0.005  # of a data sd
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,37 +92,31 @@ class LaplaceFit:
     Args:
         data: The fit, with the prior scales that were found.
         point: Weights and x0.
-        noise_scale: Per component, dimensionless.
+        noise: The likelihood's own sites, unconstrained, see `Measurement`.
         covariance: Of weights and x0.
-        leverage: Effective number of fitted numbers per component.
-        log_evidence: In nats, of the data in dimensionless units.
+        freedom: Degrees of freedom of each noise scale.
+        num_used: Effective number of fitted numbers.
+        log_evidence: In nats, of the data in users' units.
         num_rounds: Rounds of fit and scales that were needed.
     """
 
     data: FitData
     point: Point
-    noise_scale: Tensor
+    noise: Tensor
     covariance: Covariance
-    leverage: Tensor
+    freedom: Tensor
+    num_used: float
     log_evidence: float
     num_rounds: int
 
 
-def fit_noise(
-    data: FitData,
-    point: Point,
-    noise_scale: Tensor,
-    *,
-    noise_prior: tuple[Tensor, Tensor] | None = None,
-    is_tuned: bool = False,
-) -> LaplaceFit:
+def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = False) -> LaplaceFit:
     """Fit, noise scales and prior scales that agree with each other.
 
     Args:
         data: The fit.
         point: Weights and x0 near the optimum.
-        noise_scale: First guess per component, dimensionless.
-        noise_prior: Median and log-sd of a log-normal prior of the noise scales; flat by default.
+        noise: First guess, unconstrained, see `Measurement`.
         is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
 
     Source: MacKay (1992), "A practical Bayesian framework for backpropagation networks", Neural
@@ -134,43 +125,24 @@ def fit_noise(
     damping, num_rounds = 1e-3, 0
     while True:
         num_rounds += 1
-        problem = PathProblem(data, noise_scale)
+        problem = PathProblem(data, noise)
         found = levenberg_marquardt(
             problem, point, max_iterations=5, tolerance=1e-5, damping=max(damping, 1e-5)
         )
         point, damping = found.point, found.damping
-        path, by_weights, by_x0 = data.sensitivities(point)
+        path, by_weights, by_x0 = data.sensitivities(point, problem.path(point))
         covariance = Covariance.of(problem.assemble(point, path, by_weights, by_x0))
-        size = data.response.shape[-1]
-        variance = covariance.along(by_weights[:, :, :size], by_x0[:, :, :size])
-        leverage = torch.where(data.mask, variance, 0.0).sum((0, 1)) / noise_scale.square()
-        fresh = _noise(data, path, leverage, noise_prior)
+        variance = covariance.along(by_weights, by_x0)
+        information = data.measurement.information(path, noise)
+        size = data.measurement.response.shape[-1]
+        fresh, freedom, _ = data.measurement.better_noise(path, noise, variance[:, 1:, :size])
         sd = _tuned_sd(data, point, covariance) if is_tuned else data.field.sd
-        change = max(
-            float((fresh / noise_scale).log().abs().max()),
-            PRIOR_SHARE * 2 * float((sd / data.field.sd).log().abs().max()),
-        )
-        if change < TOLERANCE or num_rounds == MAX_ROUNDS:
-            evidence = _log_evidence(data, found.cost, noise_scale, covariance)
-            return LaplaceFit(data, point, noise_scale, covariance, leverage, evidence, num_rounds)
-        noise_scale, data = fresh, replace(data, field=replace(data.field, sd=sd))
-
-
-def _noise(
-    data: FitData, path: Tensor, leverage: Tensor, prior: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Noise scales at the mode of (count - leverage) degrees of freedom and a log-normal prior."""
-    count = data.mask.sum((0, 1))
-    freedom = (count - leverage).maximum(SMALLEST_SHARE * count)
-    squares = data.residual_scale(path).square() * count
-    logarithm = (squares / freedom).log() / 2
-    if prior is not None:
-        middle, precision = prior[0].log(), prior[1].pow(-2)
-        for _ in range(20):  # Newton on a concave function: 5 would do
-            slope = squares * (-2 * logarithm).exp() - freedom - precision * (logarithm - middle)
-            curvature = 2 * squares * (-2 * logarithm).exp() + precision
-            logarithm = logarithm + (slope / curvature).clamp(-1, 1)
-    return logarithm.exp().clamp_min(SMALLEST_NOISE)
+        changes = [(fresh - noise).abs(), PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs()]
+        if torch.cat(changes).max() < TOLERANCE or num_rounds == MAX_ROUNDS:
+            used = float((variance * information).sum())
+            evidence = _log_evidence(problem, found.cost, covariance)
+            return LaplaceFit(data, point, noise, covariance, freedom, used, evidence, num_rounds)
+        noise, data = fresh, replace(data, field=replace(data.field, sd=sd))
 
 
 def _tuned_sd(data: FitData, point: Point, covariance: Covariance) -> Tensor:
@@ -186,9 +158,8 @@ def _tuned_sd(data: FitData, point: Point, covariance: Covariance) -> Tensor:
     return sd_new
 
 
-def _log_evidence(data: FitData, cost: float, noise_scale: Tensor, covariance: Covariance) -> float:
+def _log_evidence(problem: PathProblem, cost: float, covariance: Covariance) -> float:
     """Log of the integral of exp(-cost / 2), with all constants of likelihood and priors."""
-    count = data.mask.sum((0, 1))
-    likelihood = -(count * (noise_scale.log() + math.log(2 * math.pi) / 2)).sum()
+    data = problem.data
     priors = -data.field.sd.log().sum() - data.x0_sd.log().sum()
-    return float(-cost / 2 + likelihood + priors - covariance.log_determinant / 2)
+    return float(problem.best - cost / 2 + priors - covariance.log_determinant / 2)

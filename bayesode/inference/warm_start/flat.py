@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from bayesode.models.contracts import VectorField, resolve
+from bayesode.models.contracts import resolve
 from bayesode.models.dynamical import median
 
 NUM_DRAWS = 1000  # for the sd of an unconstrained prior without a closed form
@@ -56,11 +56,12 @@ class FlatField:
             exact = _normal_sd(law)
             sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
         # a prior of constants stays float32 when its part is cast
-        mean, sd = torch.cat(means).double(), torch.cat(sds).double()
+        none = torch.empty(0, dtype=torch.float64)  # a part may have nothing random in it
+        mean, sd = (torch.cat(parts).double() if parts else none for parts in (means, sds))
         return cls(field, sites, mean, sd, _groups(field, sites).to(mean.device))
 
-    def build(self, vector: Tensor) -> VectorField:
-        """The field of a vector (num_numbers,)."""
+    def build(self, vector: Tensor) -> Any:
+        """What the part builds of a vector (num_numbers,)."""
         return self.field.build(self.unpack(vector), None)  # type: ignore[operator]
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class FlatField:
         for site, (bijection, shape) in self.sites.items():
             free = bijection.inv(values[site].to(self.mean))
             pieces.append(free.reshape(*free.shape[: free.dim() - len(shape)], -1))
-        return torch.cat(pieces, -1)
+        return torch.cat(pieces, -1) if pieces else self.mean
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (as of scales) cut into sites, without bijection."""
@@ -91,7 +92,7 @@ class FlatField:
         """Put the prior sds that were tuned into the buffers of a field."""
         tunable = field.tunable() if hasattr(field, "tunable") else {}  # type: ignore[operator]
         for site, tuning in tunable.items():
-            buffer = getattr(field, tuning.buffer)
+            buffer = field.get_buffer(tuning.buffer)
             buffer.copy_(self.split(self.sd)[site].view_as(buffer))
 
     def random_start(self) -> Tensor:
@@ -108,7 +109,7 @@ def _groups(field: nn.Module, sites: dict[str, tuple[Any, torch.Size]]) -> Tenso
             piece = first + tunable[site].groups.flatten().cpu()
             first = int(piece.max()) + 1
         pieces.append(piece)
-    return torch.cat(pieces)
+    return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
 
 
 def _draws(law: Any) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.first_order import descend
 from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.smoothing import Smoothed
@@ -100,19 +101,14 @@ class MatchProblem:
         )
 
 
-def _first_order(problem: MatchProblem, vector: Tensor, num_steps: int = 800) -> Tensor:
-    """The same minimum by Adam with a cosine schedule."""
-    vector = vector.clone().requires_grad_()
-    optimizer = torch.optim.Adam([vector], lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    with torch.enable_grad():
-        for _ in range(num_steps):
-            optimizer.zero_grad()
-            loss = problem.residual(vector).square().mean() + PULL * vector.square().sum()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return vector.detach()
+def _first_order(problem: MatchProblem, vector: Tensor) -> Tensor:
+    """The same minimum by Adam."""
+
+    def cost(share: float) -> Tensor:
+        return problem.residual(vector).square().mean() + PULL * vector.square().sum()
+
+    descend([vector], cost, num_steps=800, rate=1e-2)
+    return vector
 
 
 def _points(times: Tensor, smoothed: Smoothed) -> tuple[Tensor, Tensor, Tensor, Tensor]:

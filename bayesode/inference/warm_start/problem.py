@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.func import jacrev, vmap
 from bayesode.inference.warm_start.blocks import BorderedChain
 from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.inference.warm_start.measurement import Measurement
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers.fixed_grid import FixedGridSolver
 from bayesode.models.solvers.grid import substeps
@@ -30,8 +32,7 @@ class FitData:
         begins: Times of the substeps of each interval, shape (series, interval, substep).
         lengths: Lengths of these substeps, shape (series, interval, substep).
         gaps: Lengths of the intervals, shape (series, interval).
-        response: Data at the knots, shape (series, knot, component); the first knot is the start.
-        mask: True where observed, shaped like response.
+        measurement: What the data say of a path.
         x0_mean: Prior mean of x0, shape (series, state).
         x0_sd: Prior sd of x0, shape (series, state).
     """
@@ -41,8 +42,7 @@ class FitData:
     begins: Tensor
     lengths: Tensor
     gaps: Tensor
-    response: Tensor
-    mask: Tensor
+    measurement: Measurement
     x0_mean: Tensor
     x0_sd: Tensor
 
@@ -57,9 +57,6 @@ class FitData:
         ends = knots[:, 1:].reshape(-1, 1)
         lengths, begins, _ = substeps(knots[:, :-1].flatten(), ends, solver.step)
         shape = (*gaps.shape, lengths.shape[-1])
-        response = observed_response(model, train)
-        empty = torch.zeros_like(response[:, :1])
-        mask = torch.zeros_like(response) > 0 if train.mask is None else train.mask
         law = model.build({s: v.double() for s, v in model.prototype().items()}, train)[0]
         return cls(
             FlatField.of(model.field),
@@ -67,11 +64,23 @@ class FitData:
             begins.view(shape),
             lengths.view(shape),
             gaps,
-            torch.cat([empty, response], 1),
-            torch.cat([empty.bool(), mask], 1),
+            Measurement.of(model, train),
             law.mean.double().expand(len(gaps), *law.event_shape),
             law.stddev.double().expand(len(gaps), *law.event_shape),
         )
+
+    def until(self, num_intervals: int) -> FitData:
+        """The same fit to the first intervals alone."""
+        begins, lengths = (x[:, :num_intervals] for x in (self.begins, self.lengths))
+        measurement = self.measurement.part((slice(None), slice(num_intervals)))
+        gaps = self.gaps[:, :num_intervals]
+        return replace(self, begins=begins, lengths=lengths, gaps=gaps, measurement=measurement)
+
+    def rows(self, row: int) -> FitData:
+        """The same fit to one series alone."""
+        names = ("begins", "lengths", "gaps", "x0_mean", "x0_sd")
+        own = {name: getattr(self, name)[row : row + 1] for name in names}
+        return replace(self, measurement=self.measurement.part(slice(row, row + 1)), **own)
 
     def flow(self, weights: Tensor, states: Tensor) -> Tensor:
         """Ends of all intervals from the states at their beginnings (series, interval, state)."""
@@ -117,16 +126,22 @@ class FitData:
             states.append(state)
         return torch.stack(states, 1)
 
-    def sensitivities(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+    def sensitivities(
+        self, point: Point, path: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The path and its derivatives by weights and by x0.
 
         All intervals are differentiated in one batched call along the path; the chain rule then
         links them: S_{k+1} = F_x S_k + F_w.
 
+        Args:
+            point: Weights and x0.
+            path: From `path(point)`, if it is known.
+
         Returns:
             Shapes (series, knot, state), (..., state, weight) and (..., state, state).
         """
-        path = self.path(point)
+        path = self.path(point) if path is None else path
         _, by_weights, by_states = self.flow_jacobians(point.weights, path[:, :-1])
         size = path.shape[-1]
         current = torch.cat(
@@ -144,20 +159,6 @@ class FitData:
         both = torch.stack(chain, 1)
         return path, both[..., :-size], both[..., -size:]
 
-    def residual_scale(self, path: Tensor) -> Tensor:
-        """Root mean square distance of a path to the data per component, shape (component,)."""
-        error = (self.response - path[..., : self.response.shape[-1]]).square()
-        return (torch.where(self.mask, error, 0.0).sum((0, 1)) / self.mask.sum((0, 1))).sqrt()
-
-
-def observed_response(model: DynamicalModel, train: Trajectories) -> Tensor:
-    """Data as a smoother may see them, 0 where missing, float64 (series, time, component)."""
-    if train.values is None:
-        return train.grid.new_zeros(*train.grid.shape, len(train.names))
-    inside = train.values[train.mask][0]  # type: ignore[index]  # inside the support
-    values = torch.where(train.mask, train.values, inside).double()  # type: ignore[arg-type]
-    return torch.where(train.mask, model.likelihood.working_response(values), 0.0)  # type: ignore
-
 
 @dataclass(frozen=True, eq=False)
 class StateProblem:
@@ -167,23 +168,28 @@ class StateProblem:
 
     Args:
         data: The fit.
-        noise_scale: Of the observations, shape (component,), dimensionless.
+        noise: Of the observations, unconstrained, see `Measurement`.
         process_scale: Of the miss in an interval of mean length, dimensionless.
 
     Source: weak-constraint smoothing, Tremolet (2006), QJRMS 132.
     """
 
     data: FitData
-    noise_scale: Tensor
+    noise: Tensor
     process_scale: float
 
+    @cached_property
+    def best(self) -> float:
+        """Log likelihood of the path through the data."""
+        return self.data.measurement.largest(self.noise, self.data.x0_mean.shape[-1])
+
     def cost(self, point: Point) -> float:
-        """Sum of squared residuals, prior included."""
+        """Deviance of the data and sum of squared misses, prior included."""
         data = self.data
         miss = point.states[:, 1:] - data.flow(point.weights, point.states[:, :-1])
         prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
         first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
-        seen = self._seen(point.states).square().sum()
+        seen = 2 * (self.best - data.measurement.log_prob(point.states, self.noise))
         return float((miss * self._rate()).square().sum() + prior + first + seen)
 
     def linearise(self, point: Point) -> BorderedChain:
@@ -192,7 +198,7 @@ class StateProblem:
         ends, by_weights, by_states = data.flow_jacobians(point.weights, point.states[:, :-1])
         miss = (point.states[:, 1:] - ends) * rate
         a, b = by_states * rate.unsqueeze(-1), by_weights * rate.unsqueeze(-1)
-        diagonal = torch.diag_embed(self._information(point.states))
+        diagonal = torch.diag_embed(data.measurement.information(point.states, self.noise))
         diagonal[:, :-1] += a.mT @ a
         diagonal[:, 1:] += torch.diag_embed(rate.square().expand_as(miss))
         diagonal[:, 0] += torch.diag_embed(data.x0_sd.pow(-2))
@@ -201,7 +207,7 @@ class StateProblem:
         border[:, 1:] -= b * rate.unsqueeze(-1)
         flat = b.flatten(0, 2)
         corner = flat.mT @ flat + torch.diag(data.field.sd.pow(-2))
-        states = self._pull(point.states)
+        states = data.measurement.pull(point.states, self.noise)
         states[:, :-1] += (a.mT @ miss.unsqueeze(-1)).squeeze(-1)
         states[:, 1:] -= rate * miss
         states[:, 0] -= (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
@@ -215,22 +221,6 @@ class StateProblem:
         share = (gaps / mean).clamp_min(SHORTEST)
         return 1 / (self.process_scale * share.sqrt()).unsqueeze(-1)
 
-    def _seen(self, states: Tensor) -> Tensor:
-        size = self.data.response.shape[-1]
-        error = (self.data.response - states[..., :size]) / self.noise_scale
-        return torch.where(self.data.mask, error, 0.0)
-
-    def _information(self, states: Tensor) -> Tensor:
-        size = self.data.response.shape[-1]
-        information = torch.zeros_like(states)
-        information[..., :size] = self.data.mask / self.noise_scale.square()
-        return information
-
-    def _pull(self, states: Tensor) -> Tensor:
-        pull = torch.zeros_like(states)
-        pull[..., : self.data.response.shape[-1]] = self._seen(states) / self.noise_scale
-        return pull
-
 
 @dataclass(frozen=True, eq=False)
 class PathProblem:
@@ -238,47 +228,53 @@ class PathProblem:
 
     Args:
         data: The fit.
-        noise_scale: Of the observations, shape (component,), dimensionless.
+        noise: Of the observations, unconstrained, see `Measurement`.
     """
 
     data: FitData
-    noise_scale: Tensor
+    noise: Tensor
+    _last: list[tuple[Point, Tensor]] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def best(self) -> float:
+        """Log likelihood of the path through the data."""
+        return self.data.measurement.largest(self.noise, self.data.x0_mean.shape[-1])
 
     def cost(self, point: Point) -> float:
-        """Sum of squared residuals, prior included."""
+        """Deviance of the data, prior included; for normal noise the sum of squared residuals."""
         data = self.data
         prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
         first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
-        return float(self._residual(data.path(point)).square().sum() + prior + first)
+        seen = 2 * (self.best - data.measurement.log_prob(self.path(point), self.noise))
+        return float(seen + prior + first)
+
+    def path(self, point: Point) -> Tensor:
+        """The path of a point; that of the last one is remembered, a solve is what costs."""
+        if not self._last or self._last[0][0] is not point:
+            self._last[:] = [(point, self.data.path(point))]
+        return self._last[0][1]
 
     def linearise(self, point: Point) -> BorderedChain:
         """Normal equations of a step."""
-        return self.assemble(point, *self.data.sensitivities(point))
+        return self.assemble(point, *self.data.sensitivities(point, self.path(point)))
 
     def assemble(
         self, point: Point, path: Tensor, by_weights: Tensor, by_x0: Tensor
     ) -> BorderedChain:
         """Normal equations of a step from the sensitivities at a point."""
-        data = self.data
-        residual = self._residual(path).flatten(1)
-        share = torch.where(data.mask, 1 / self.noise_scale, 0.0).unsqueeze(-1)
-        size = data.response.shape[-1]
-        b = (by_weights[:, :, :size] * share).flatten(1, 2)
-        a = (by_x0[:, :, :size] * share).flatten(1, 2)
-        flat = b.flatten(0, 1)
-        states = (a.mT @ residual.unsqueeze(-1)).squeeze(-1)
-        states = states - (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
-        weights = flat.mT @ residual.flatten()
+        data, measurement = self.data, self.data.measurement
+        information = measurement.information(path, self.noise).flatten(1).unsqueeze(-1)
+        pull = measurement.pull(path, self.noise).flatten(1).unsqueeze(-1)
+        b, a = by_weights.flatten(1, 2), by_x0.flatten(1, 2)  # (series, knot * state, ...)
+        weighted = b * information
+        corner = weighted.flatten(0, 1).mT @ b.flatten(0, 1) + torch.diag(data.field.sd.pow(-2))
+        first = (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
+        weights = b.flatten(0, 1).mT @ pull.flatten()
         return BorderedChain(
-            (a.mT @ a + torch.diag_embed(data.x0_sd.pow(-2))).unsqueeze(1),
+            (a.mT @ (a * information) + torch.diag_embed(data.x0_sd.pow(-2))).unsqueeze(1),
             a.new_zeros(len(a), 0, a.shape[-1], a.shape[-1]),
-            (a.mT @ b).unsqueeze(1),
-            flat.mT @ flat + torch.diag(data.field.sd.pow(-2)),
-            states.unsqueeze(1),
+            (a.mT @ weighted).unsqueeze(1),
+            corner,
+            ((a.mT @ pull).squeeze(-1) - first).unsqueeze(1),
             weights - (point.weights - data.field.mean) / data.field.sd**2,
         )
-
-    def _residual(self, path: Tensor) -> Tensor:
-        size = self.data.response.shape[-1]
-        error = (self.data.response - path[..., :size]) / self.noise_scale
-        return torch.where(self.data.mask, error, 0.0)

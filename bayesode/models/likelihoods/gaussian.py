@@ -79,11 +79,6 @@ class _NoiseScale(nn.Module):
         """Values as a smoother may see them, in dimensionless units."""
         return self.units.to_state(values)
 
-    def noise_prior(self) -> tuple[Tensor, Tensor]:
-        """Prior median and log-sd of the noise in dimensionless units, each (dim,)."""
-        unit = self._data_scale(self.units).expand(self.dim).log()
-        return (self.log_median.double() - unit).exp(), self.log_scale.double().expand(self.dim)
-
     def starting_values(self, noise: Tensor) -> dict[str, Tensor]:
         """Values of the own sites for a noise estimate (dim,) in dimensionless units."""
         scale = noise * self._data_scale(self.units).to(noise)
