@@ -21,9 +21,13 @@ from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs
 from bayesode.models.dynamical import DynamicalModel as DynamicalModel
 from bayesode.models.fields import BayesianMLP as BayesianMLP
+from bayesode.models.fields import PhysicsField as PhysicsField
+from bayesode.models.fields import Sum as Sum
 from bayesode.models.initial import NormalInitial as NormalInitial
 from bayesode.models.likelihoods import GaussianLikelihood as GaussianLikelihood
 from bayesode.models.likelihoods import LogNormalLikelihood as LogNormalLikelihood
+from bayesode.models.likelihoods import PoissonLikelihood as PoissonLikelihood
+from bayesode.models.likelihoods import StudentTLikelihood as StudentTLikelihood
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers import ODESolver as ODESolver
 from bayesode.plan import FitPlan as FitPlan

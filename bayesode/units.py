@@ -177,11 +177,27 @@ class Units(Float64Module):
             return linear
         return linear.clamp_min(torch.finfo(linear.dtype).tiny).log()
 
+    def slope(self, state: Tensor) -> Tensor:
+        """dx/dz, values in users' units by the dimensionless state, shape (..., component)."""
+        size = slice(state.shape[-1]) if self.location.numel() > 1 else slice(None)
+        scale = self.scale[size].to(state.dtype)
+        return scale * self.to_users(state) if self.transform == "log" else scale.expand_as(state)
+
+    def log_slope(self, state: Tensor) -> Tensor:
+        """d log(x)/dz, shape (..., component); 0 where `log_users` is cut off."""
+        if self.transform == "log":
+            size = slice(state.shape[-1]) if self.location.numel() > 1 else slice(None)
+            return self.scale[size].to(state.dtype).expand_as(state)
+        users = self.to_users(state)
+        return torch.where(users > 0, self.slope(state) / users, 0.0)
+
     def to_users_rate(self, state: Tensor, rate: Tensor) -> Tensor:
         """dx/dt in users' units of a dimensionless dz/ds at the state z."""
-        size = slice(state.shape[-1]) if self.location.numel() > 1 else slice(None)
-        slope = rate * self.scale[size].to(rate.dtype) / self.time_unit.to(rate.dtype)
-        return slope * self.to_users(state) if self.transform == "log" else slope
+        return rate * self.slope(state) / self.time_unit.to(rate.dtype)
+
+    def to_state_rate(self, state: Tensor, rate: Tensor) -> Tensor:
+        """dz/ds of a dx/dt in users' units at the state z."""
+        return rate / self.slope(state) * self.time_unit.to(rate.dtype)
 
     # ---- times -----------------------------------------------------------------------------------
     def dimensionless_times(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,12 @@ from bayesode.models.contracts import (
     unnest,
     without_plate,
 )
-from bayesode.models.fields import BayesianMLP
-from bayesode.models.likelihoods import GaussianLikelihood, LogNormalLikelihood
+from bayesode.models.fields import BayesianMLP, PhysicsField, Sum
+from bayesode.models.likelihoods import (
+    GaussianLikelihood,
+    LogNormalLikelihood,
+    StudentTLikelihood,
+)
 from bayesode.models.solvers import FixedGridSolver, ODESolver
 
 SERIES, TIMES, STATE = 4, 5, 2
@@ -58,20 +62,18 @@ class Hierarchical(nn.Module):
         return self.net.build({"weights": values["weights"]})
 
 
-class Together(nn.Module):
-    """The sum of named fields."""
+def decay(t, x, rate, gain):
+    return gain * torch.sin(t).unsqueeze(-1) - rate.unsqueeze(-1) * x
 
-    def __init__(self, **fields):
-        super().__init__()
-        self.fields = nn.ModuleDict(fields)
 
-    def priors(self):
-        return dict(named_sites(self.fields.items()))
-
-    def build(self, values, inputs=None):
-        built = [field.build(unnest(name, values), inputs) for name, field in self.fields.items()]
-        tensors = tuple(tensor for field in built for tensor in field.tensors)
-        return VectorField(lambda t, x: sum(field(t, x) for field in built), tensors)
+def physics():
+    return PhysicsField(
+        decay,
+        {
+            "rate": dist.LogNormal(0.0, 0.5),
+            "gain": dist.Normal(torch.zeros(STATE), torch.ones(STATE)).to_event(1),
+        },
+    )
 
 
 PARTS = {
@@ -81,18 +83,22 @@ PARTS = {
     ),
     "affine": lambda: BayesianMLP(STATE, [], STATE),
     "hierarchical": lambda: Hierarchical(STATE),
-    "hierarchical in a sum in a sum": lambda: Together(
+    "hierarchical in a sum in a sum": lambda: Sum(
         first=BayesianMLP(STATE, [2], STATE),
-        second=Together(inner=Hierarchical(STATE), other=BayesianMLP(STATE, [], STATE)),
+        second=Sum(inner=Hierarchical(STATE), other=BayesianMLP(STATE, [], STATE)),
     ),
+    "physics": physics,
+    "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),
     "initial": lambda: NormalInitial(STATE),
     "given initial": lambda: NormalInitial(STATE, location=[1.0, 2.0], scale=[0.5, 0.1]),
     "gaussian": lambda: GaussianLikelihood(STATE),
     "shared gaussian": lambda: GaussianLikelihood(STATE, shared=True, prior_median=0.3),
+    "student t": lambda: StudentTLikelihood(STATE, freedom=5.0),
     "lognormal": lambda: LogNormalLikelihood(STATE, prior_log_scale=0.5),
 }
 each_part = pytest.mark.parametrize("part", PARTS)
-OWN = [name for name in PARTS if "hierarchical" not in name]
+CODE = ("hierarchical", "physics")  # no plain numbers rebuild them
+OWN = [name for name in PARTS if not any(word in name for word in CODE)]
 
 
 def sample(part, num_particles):
@@ -303,7 +309,7 @@ def test_a_nested_prior_sees_the_values_of_its_own_part_alone():
 
 @pytest.mark.parametrize("num_particles", [None, 1, 500])
 def test_a_nested_hierarchy_draws_weights_on_its_drawn_scale(num_particles):
-    part = Together(only=Hierarchical(STATE))
+    part = Sum(only=Hierarchical(STATE))
     values = sample(part, num_particles)
     scale, weights = values["only.scale"], values["only.weights"]
     standard = weights / scale.unsqueeze(-1)

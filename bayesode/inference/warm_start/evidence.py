@@ -14,6 +14,7 @@ from bayesode.inference.warm_start.problem import FitData, PathProblem
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
+JITTERS = (0.0, 1e-12, 1e-10, 1e-8)  # relative to the diagonal
 PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
 
 
@@ -42,15 +43,10 @@ class Covariance:
         Raises:
             FitError: If the matrix is not positive definite.
         """
-        own = torch.linalg.cholesky(system.diagonal[:, 0])
+        own = _factor(system.diagonal[:, 0])
         solved = torch.cholesky_solve(system.border[:, 0], own)  # (series, state, weight)
         schur = system.corner - (system.border[:, 0].mT @ solved).sum(0)
-        factor, info = torch.linalg.cholesky_ex((schur + schur.mT) / 2)
-        if int(info) != 0:
-            raise FitError(
-                "the curvature of the fit is not positive: the weights are not determined and the "
-                "prior is too wide. Lower prior_scale or the width."
-            )
+        factor = _factor((schur + schur.mT) / 2)
         log_determinant = sum(
             2 * f.diagonal(dim1=-2, dim2=-1).log().sum().item() for f in (own, factor)
         )
@@ -83,6 +79,24 @@ class Covariance:
     def rows(self, index: Tensor) -> Covariance:
         """The covariance of the weights and of some series."""
         return Covariance(self.weights, self.gain[index], self.own[index], self.log_determinant)
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """Cholesky factors; rounding may take the last bit of positivity from what no datum determines.
+
+    Raises:
+        FitError: If more than rounding is missing.
+    """
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    for jitter in JITTERS:
+        raised = matrix + torch.diag_embed(jitter * diagonal)
+        factor, info = torch.linalg.cholesky_ex(raised)
+        if not bool(info.any()):
+            return factor
+    raise FitError(
+        "the curvature of the fit is not positive: the weights are not determined and the prior is "
+        "too wide, or paths explode. Lower prior_scale or the width."
+    )
 
 
 @dataclass(frozen=True, eq=False)

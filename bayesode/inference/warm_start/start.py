@@ -149,24 +149,34 @@ def attempts(
         is_tuned: As in `fit_noise`.
         watch: Counts the seconds of matching and paths ("lm") and of noise and evidence
             ("laplace").
+
+    Raises:
+        FitError: If no start leads to a fit.
     """
     watch = watch or Stopwatch()
     expected = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
     noise = data.measurement.noise_of(expected)
     residuals: list[Tensor] = []
+    failure: FitError | None = None
     for way in itertools.islice(itertools.cycle((fit_path, fit_growing)), MAX_ATTEMPTS):
         with watch("lm"):
             weights = match_gradients(data.field, grid, smoothed)
             found = way(data, Point(weights, smoothed.path[:, ::2]), noise).point
             scale = data.measurement.residual_scale(data.path(found)).clamp_min(SMALLEST_NOISE)
-        with watch("laplace"):
-            fit = fit_noise(data, found, data.measurement.noise_of(scale), is_tuned=is_tuned)
+        try:
+            with watch("laplace"):
+                fit = fit_noise(data, found, data.measurement.noise_of(scale), is_tuned=is_tuned)
+        except FitError as error:  # this start led nowhere, another may not
+            failure = error
+            continue
         residuals.append(data.measurement.residual_scale(data.path(fit.point)))
         yield fit
         # little data have many optima of which the tightest is not the most probable
         is_little = data.measurement.mask.sum() < LITTLE_DATA
         if not is_little and _is_reached(residuals, expected):
             return
+    if not residuals and failure is not None:
+        raise failure
 
 
 def _is_reached(residuals: list[Tensor], noise: Tensor) -> bool:
