@@ -184,7 +184,7 @@ class Units(Float64Module):
         return scale * self.to_users(state) if self.transform == "log" else scale.expand_as(state)
 
     def log_slope(self, state: Tensor) -> Tensor:
-        """d log(x)/dz, shape (..., component); 0 where `log_users` is cut off."""
+        """Derivative of log(x) by z, shape (..., component); 0 where `log_users` is cut off."""
         if self.transform == "log":
             size = slice(state.shape[-1]) if self.location.numel() > 1 else slice(None)
             return self.scale[size].to(state.dtype).expand_as(state)

@@ -38,8 +38,9 @@ def descend(
         for step in range(num_steps):
             optimizer.zero_grad()
             cost(step / num_steps).backward()
-            if math.isfinite(float(torch.nn.utils.clip_grad_norm_(numbers, CLIP))):
-                optimizer.step()
+            if not math.isfinite(float(torch.nn.utils.clip_grad_norm_(numbers, CLIP))):
+                optimizer.zero_grad()  # nothing moves, but a schedule wants to see a step
+            optimizer.step()
             schedule.step()
     for number in numbers:
         number.requires_grad_(False)
