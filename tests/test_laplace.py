@@ -246,9 +246,6 @@ def test_bad_requests_get_one_clear_error(van_der_pol, train):
         posterior.predict(bo.Trajectories([0.0, 1.0], None, series=["new"], names=["x1", "x2"]))
     with pytest.raises(bo.DataError, match="log_evidence"):
         posterior.elbo_terms()
-    wide, _ = bo.neural_ode(simulated.observed, hidden=[600], verbose=False)
-    with pytest.raises(bo.FitError, match="at most 2000"):
-        bo.fit_laplace(wide, simulated.observed, progress=False)
     with pytest.raises(bo.DataError, match="nothing to fit"):
         bo.fit_laplace(model, simulated.observed.at([1.0]))
 

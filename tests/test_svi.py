@@ -69,6 +69,9 @@ class SmoothedNoise(KnownNoise):
     def working_response(self, values):
         return values
 
+    def fisher(self, path, values):
+        return torch.full_like(path, 1 / 0.09)
+
     def starting_values(self, noise):
         return {}
 
@@ -631,6 +634,7 @@ def test_history_and_settings_tell_what_was_done():
         "num_particles": 4,
         "batch_size": 3,
         "warm_start": False,
+        "prior_scale": "fixed",
     }
     assert posterior.history.seconds > 0
     assert not posterior.history.is_interrupted

@@ -25,12 +25,14 @@ class ELBOTerms:
         kl: Per site the KL divergence from prior to posterior, a scalar.
         is_closed_form: Per site whether the KL is exact or averaged over the draws.
         solution: The solved paths of the draws.
+        is_type_two: Whether prior scales were set by the same data: then it bounds no evidence.
     """
 
     log_likelihood: Tensor
     kl: dict[str, Tensor]
     is_closed_form: dict[str, bool]
     solution: Solution | None = None
+    is_type_two: bool = False
 
     @property
     def total_kl(self) -> Tensor:
@@ -47,7 +49,8 @@ class ELBOTerms:
         for site, value in self.kl.items():
             how = "" if self.is_closed_form[site] else "  (estimated from draws)"
             rows.append((f"- KL {site}", -value, how))
-        rows.append(("ELBO", self.elbo, "  nats"))
+        name = "ELBO (type-II)" if self.is_type_two else "ELBO"
+        rows.append((name, self.elbo, "  nats"))
         return "\n".join(f"{name:<32}{value.item():>12.2f}{how}" for name, value, how in rows)
 
 

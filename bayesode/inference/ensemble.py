@@ -31,6 +31,8 @@ class Ensemble:
         train: The data of the fit.
         solver_error: Computes the solver's error when asked for.
         draws: The sites behind the paths in users' units, as `Posterior.draws` gives them.
+        path_sd: Computes the posterior sd of the dimensionless paths, (series, time, state), when
+            asked for; by default that of the draws.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Ensemble:
         train: Trajectories,
         solver_error: Callable[[], float],
         draws: dict[str, Tensor] | None = None,
+        path_sd: Callable[[], Tensor] | None = None,
     ) -> None:
         self.trajectories, self.path, self.observe = trajectories, path, observe
         self.failed, self.values, self.units, self.train = failed, values, units, train
         self._solver_error, self.draws = solver_error, draws or {}
+        self._path_sd = self._sd_of_draws if path_sd is None else path_sd
 
     def __repr__(self) -> str:
         draws, series, times = self.path.shape[:3]
@@ -89,6 +93,24 @@ class Ensemble:
         Above .1 the numerical error is no longer small beside the noise: take a smaller step.
         """
         return self._solver_error()
+
+    @cached_property
+    def undetermined(self) -> Tensor:
+        """Where the data do not determine the path, booleans (series, time, state).
+
+        There its posterior sd, on the scale of the transform, exceeds one sd of the data: a guess
+        that knows no dynamics is as good. Linearised predictions are capped; this is the sd before
+        the cap. True for a series of which every draw failed.
+        """
+        with torch.no_grad():
+            return ~(self._path_sd() <= 1)
+
+    @property
+    def share_undetermined(self) -> float:
+        """Share of the asked (time, state) that the data do not determine."""
+        steps = torch.arange(self.path.shape[2], device=self.path.device)
+        is_asked = steps < self.trajectories.num_times.to(steps.device)[:, None]  # no padding
+        return self.undetermined[is_asked].double().mean().item()
 
     # ---- summaries -------------------------------------------------------------------------------
     @cached_property
@@ -150,6 +172,13 @@ class Ensemble:
         with torch.no_grad():
             law = self.observe(self.path, test.mask)
             return law.base_dist.log_prob(test.values.to(self.path.dtype))  # type: ignore
+
+    def _sd_of_draws(self) -> Tensor:
+        valid = self._valid(self.path)
+        count = valid.sum(0)
+        mean = torch.where(valid, self.path, 0.0).sum(0) / count
+        squares = torch.where(valid, self.path - mean, 0.0).square().sum(0)
+        return torch.where(count > 0, (squares / (count - 1).clamp_min(1)).sqrt(), torch.inf)
 
     def _of(self, name: str) -> Tensor:
         if name not in ("values", "signal", "states"):

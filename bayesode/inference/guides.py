@@ -169,7 +169,8 @@ def rows_of(known: tuple[str | int, ...], trajectories: Trajectories) -> Tensor:
     if unknown:
         raise DataError(
             f"series {unknown[0]!r} was not in the fit, so nothing is known of its initial "
-            f"state; the fit knows {list(known[:8])}. Fit again with it included."
+            f"state; the fit knows {list(known[:8])}. Infer it from the series' first points: "
+            "posterior.condition(new)."
         )
     return torch.tensor([rows[label] for label in trajectories.series])
 

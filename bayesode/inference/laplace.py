@@ -9,7 +9,7 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
-from bayesode.errors import DataError, FitError
+from bayesode.errors import DataError
 from bayesode.inference.checks import check_data
 from bayesode.inference.copies import own_copies
 from bayesode.inference.linearised import LaplaceGuide
@@ -18,7 +18,7 @@ from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
 from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit
-from bayesode.inference.warm_start.start import MAX_ATTEMPTS, MAX_WEIGHTS, attempts, prepare
+from bayesode.inference.warm_start.start import MAX_ATTEMPTS, attempts, prepare
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -58,7 +58,8 @@ def fit_laplace(
     largest evidence wins. Predictions are linearised around the fit.
 
     Args:
-        model: A model in data space with at most 2,000 random numbers in its field.
+        model: A model in data space. Of a field with more than 2,000 random numbers only the last
+            layer is random, the others stay at the fit.
         train: Training data.
         seed: Same seed, same posterior; None takes one from torch's generator.
         prior_scale: "mackay" sets one prior scale per weight matrix by the evidence; "fixed" keeps
@@ -67,7 +68,7 @@ def fit_laplace(
 
     Raises:
         DataError: If the data cannot be fitted as they are.
-        FitError: If the model has too many weights, or does not fit the data's units.
+        FitError: If no start leads to a fit, or the model does not fit the data's units.
 
     Source: MacKay (1992); linearised predictions: Immer, Korzepa, Bauer (2021), arXiv:2008.08400;
     for neural ODEs Ott, Tiemann, Hennig (2023), arXiv:2305.13290.
@@ -105,11 +106,6 @@ def _fit(
 ) -> list[LaplaceFit]:
     with watch("smoothing"):
         data, grid, smoothed = prepare(model, train)
-    if len(data.field.mean) > MAX_WEIGHTS:
-        raise FitError(
-            f"the field has {len(data.field.mean)} random numbers, Laplace takes at most "
-            f"{MAX_WEIGHTS}: make it narrower or take fit_svi."
-        )
     tries = []
     with tqdm(total=MAX_ATTEMPTS, desc="Laplace", delay=2, disable=not progress) as bar:
         for fit in attempts(data, grid, smoothed, is_tuned=is_tuned, watch=watch):

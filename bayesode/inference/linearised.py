@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bayesode.inference.guides import rows_of
+from bayesode.inference.initial_states import infer_initial_states
 from bayesode.inference.predictive import solve_draws, solver_error
 from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
-from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Point
-from bayesode.inference.warm_start.problem import FitData
+from bayesode.inference.warm_start.problem import FitData, PathProblem
 from bayesode.models.contracts import Solver
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -30,6 +31,7 @@ class LaplaceGuide(Float64Module):
         train: The series whose initial states it holds.
     """
 
+    held: Tensor
     weights: Tensor
     x0: Tensor
     covariance_weights: Tensor
@@ -42,7 +44,9 @@ class LaplaceGuide(Float64Module):
     def __init__(self, model: DynamicalModel, train: Trajectories) -> None:
         super().__init__()
         data = FitData.of(model, train)
-        num_weights, (num_series, dim) = len(data.field.mean), data.x0_mean.shape
+        size, (num_series, dim) = len(data.field.mean), data.x0_mean.shape
+        self.register_buffer("held", torch.zeros(size if size > MAX_WEIGHTS else 0).double())
+        num_weights = len(self.field(model).mean)
         num_noise = len(data.measurement.sites.mean)
         shapes = {
             "weights": (num_weights,),
@@ -58,8 +62,14 @@ class LaplaceGuide(Float64Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.series = train.series
 
+    def field(self, model: DynamicalModel) -> FlatField:
+        """The numbers of the field that are random: of a large network the last layer."""
+        whole = FlatField.of(model.field)
+        return LastLayer.below(whole, self.held, MAX_WEIGHTS) if len(self.held) else whole
+
     def fill(self, fit: LaplaceFit) -> None:
         """Take on a fit."""
+        self.held.copy_(getattr(fit.data.field, "rest", self.held))
         values = {
             "weights": fit.point.weights,
             "x0": fit.point.states[:, 0],
@@ -84,6 +94,22 @@ class LaplaceGuide(Float64Module):
     def predictive(self, model: DynamicalModel) -> LinearisedPredictive:
         """Draws and linearised paths of this posterior."""
         return LinearisedPredictive(model, self)
+
+    def condition(self, model: DynamicalModel, new: Trajectories) -> LaplaceGuide:
+        """The same weights and noise with the initial states of new series, given their data.
+
+        The most probable x0 at the mean weights; it follows the weights as the data demand,
+        x0 = gain w + e, so that their covariance is carried along.
+        """
+        center = self.predictive(model).shared(self.weights[None], self.noise[None])
+        x0 = infer_initial_states(model, center, new).mean[0]
+        data = replace(FitData.of(model, new), field=self.field(model))
+        point = Point(self.weights, x0.unsqueeze(1))
+        found = Covariance.of(PathProblem(data, self.noise).linearise(point))
+        guide = LaplaceGuide(model, new).to(self.x0.device)
+        own = {"x0": x0, "gain": found.gain, "own": found.own}
+        guide.load_state_dict(self.state_dict() | own)
+        return guide
 
     def covariance(self, rows: Tensor) -> Covariance:
         """Joint covariance of the weights and of some series' initial states."""
@@ -118,11 +144,15 @@ class LinearisedPredictive:
         return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
 
     def _values(self, weights: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        field = FlatField.of(self.model.field)
+        return self.shared(weights, noise) | {"x0": x0}
+
+    def shared(self, weights: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Values per global site (draws, 1, *event) of weights and noise (draws, num_numbers)."""
+        field = self.guide.field(self.model)
         values = {f"field.{s}": v for s, v in field.unpack(weights).items()}
         for site, value in FlatField.of(self.model.likelihood).unpack(noise).items():
             values[f"likelihood.{site}"] = value
-        return {site: value.unsqueeze(1) for site, value in values.items()} | {"x0": x0}
+        return {site: value.unsqueeze(1) for site, value in values.items()}
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
@@ -154,7 +184,7 @@ class LinearisedPredictive:
 
     def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
         """Linearised fields dz/ds of draws at dimensionless points (draws, points, state)."""
-        field = FlatField.of(self.model.field)
+        field = self.guide.field(self.model)
 
         def rate(weights: Tensor, point: Tensor) -> Tensor:
             return field.build(weights)(t.double(), point.unsqueeze(0)).squeeze(0)
@@ -182,14 +212,14 @@ class LinearisedPredictive:
 
     def _sensitivities(self, question: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Path of the mean, its derivatives by weights and x0, and where it is frozen."""
-        data = FitData.of(self.model, question)
+        data = replace(FitData.of(self.model, question), field=self.guide.field(self.model))
         point = Point(self.guide.weights, self.guide.x0[self.guide.rows(question)].unsqueeze(1))
         path, by_weights, by_x0 = (part[:, 1:] for part in data.sensitivities(point))
         return path, by_weights, by_x0, _is_frozen(path, data.solver.max_state)
 
     def _deviation(self, values: dict[str, Tensor]) -> Tensor:
         """Deviation of drawn weights from the mean, shape (draws, weight)."""
-        field = FlatField.of(self.model.field)
+        field = self.guide.field(self.model)
         drawn = {site: values[f"field.{site}"].squeeze(1) for site in field.sites}
         return field.pack(drawn) - self.guide.weights
 

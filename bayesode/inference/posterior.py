@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bayesode.errors import DataError
 from bayesode.inference import arviz, storage
+from bayesode.inference.conditioning import check_new, condition_draws
 from bayesode.inference.elbo import ELBOTerms, elbo_terms
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
@@ -96,6 +98,7 @@ class Posterior:
                 "means and bands are NaN.",
                 stacklevel=2,
             )
+        uncapped_sd = getattr(self.predictive, "uncapped_sd", None)  # draws that are solved: none
         return Ensemble(
             trajectories=question,
             path=path,
@@ -106,6 +109,7 @@ class Posterior:
             units=self.model.units,
             train=self.train,
             solver_error=lambda: self.predictive.solver_error(values, question),
+            path_sd=None if uncapped_sd is None else lambda: uncapped_sd(question),
         )
 
     def field(
@@ -159,8 +163,60 @@ class Posterior:
                 "ELBO has no terms: history.elbo has the estimates of an SVI fit, log_evidence "
                 "what Laplace has in its place."
             )
+        is_type_two = self.settings.get("prior_scale") == "empirical"
         with self._active(seed):
-            return elbo_terms(self.model, self.guide, self.train, num_particles=num_particles)
+            terms = elbo_terms(self.model, self.guide, self.train, num_particles=num_particles)
+        return replace(terms, is_type_two=is_type_two)
+
+    def condition(
+        self, new: Trajectories, *, num_draws: int = 200, seed: int | None = None
+    ) -> Posterior:
+        """The posterior for new series: their initial states, inferred from their first points.
+
+        What the series share (weights, constants, noise) keeps the posterior of the fit. After
+        Laplace x0 is linearised along with the weights; else it is inferred for every draw of
+        them, never at their mean.
+
+        Args:
+            new: Observed series with the components of the fit, on any times and from any starts;
+                the prior fills what they leave open. A label of the fit is inferred anew.
+            num_draws: Draws of the shared sites that are kept (Laplace needs none).
+            seed: As in `predict`.
+
+        Returns:
+            A posterior whose `train` is `new`: ask it with predict(new.at(times)).
+
+        Raises:
+            DataError: If nothing is observed, components are others than in the fit, values lie
+                outside the model's bound, or its paths are random.
+
+        Example:
+            >>> import bayesode as bo
+            >>> data = bo.datasets.van_der_pol(num_series=4, num_times=30).observed
+            >>> train, new = data.split(series=[3])
+            >>> model, _ = bo.neural_ode(train, hidden=[4], verbose=False)
+            >>> posterior = bo.fit_laplace(model, train, seed=0, progress=False)
+            >>> forecast = posterior.condition(new.until(1.5)).predict(new, num_draws=50, seed=0)
+            >>> forecast.values.shape
+            torch.Size([50, 1, 30, 2])
+        """
+        check_new(self.model, self.train, new)
+        if num_draws < 1:
+            raise DataError(f"num_draws must be positive, not {num_draws}.")
+        new = new.to(self.train.start.device, self.train.values.dtype)  # type: ignore[union-attr]
+        with (
+            seeded(seed) as used_seed,
+            self._active(used_seed),
+            threads_for(num_draws * new.num_series),
+        ):
+            if hasattr(self.guide, "condition"):
+                guide = self.guide.condition(self.model, new)
+            else:
+                draws = self.predictive.sample(self.train, num_draws)
+                guide = condition_draws(self.model, draws, new)
+        conditioned = {"num_draws": num_draws, "seed": used_seed}
+        settings = self.settings | {"conditioned": conditioned}
+        return Posterior(self.model, guide, new, history=self.history, settings=settings)
 
     # ---- out -------------------------------------------------------------------------------------
     def to_arviz(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 from bayesode.models.contracts import resolve
 from bayesode.models.dynamical import median
 
+MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
 NUM_DRAWS = 1000  # for the sd of an unconstrained prior without a closed form
 
 
@@ -98,6 +99,42 @@ class FlatField:
     def random_start(self) -> Tensor:
         """A third of a prior draw around the mean: zero weights would be a saddle point."""
         return self.mean + self.sd * torch.randn_like(self.mean) / 3
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer(FlatField):
+    """The last numbers of a field as one vector, all others held where they are.
+
+    Args:
+        whole: The field with all its numbers.
+        rest: All numbers, shape (num_numbers of the whole,); the last ones do not matter.
+    """
+
+    whole: FlatField
+    rest: Tensor
+
+    @classmethod
+    def below(cls, whole: FlatField, rest: Tensor, most: int) -> LastLayer:
+        """The longest end of whole groups (matrices and biases) with at most so many numbers."""
+        begins = (whole.groups.diff() != 0).nonzero().flatten() + 1
+        fitting = begins[len(rest) - begins <= most]
+        first = int(fitting[0]) if len(fitting) else len(rest) - most
+        mean, sd, groups = whole.mean[first:], whole.sd[first:], whole.groups[first:]
+        return cls(whole.field, whole.sites, mean, sd, groups, whole, rest)
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Values per site of vectors (*draws, num_numbers), each (*draws, *event)."""
+        held = self.rest[: -vector.shape[-1]].expand(*vector.shape[:-1], -1)
+        return self.whole.unpack(torch.cat([held, vector], -1))
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The vectors (*draws, num_numbers) of values per site (*draws, *event)."""
+        return self.whole.pack(values)[..., -len(self.mean) :]
+
+    def write_prior(self, field: nn.Module) -> None:
+        """Put the prior sds that were tuned into the buffers of a field."""
+        sd = torch.cat([self.whole.sd[: -len(self.sd)], self.sd])
+        replace(self.whole, sd=sd).write_prior(field)
 
 
 def _groups(field: nn.Module, sites: dict[str, tuple[Any, torch.Size]]) -> Tensor:

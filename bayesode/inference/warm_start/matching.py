@@ -10,14 +10,13 @@ from torch.func import jacrev, vmap
 
 from bayesode.inference.warm_start.blocks import BorderedChain
 from bayesode.inference.warm_start.first_order import descend
-from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.smoothing import Smoothed
 
 MAX_POINTS = 1000
 FLOOR = 0.05  # sd of the derivative below which a point weighs no more, dimensionless
 PULL = 1e-5  # towards 0, of the sum of squares beside the mean squared difference
-MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
 
 
 def match_gradients(field: FlatField, times: Tensor, smoothed: Smoothed) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from bayesode.errors import FitError
 from bayesode.inference.stopwatch import Stopwatch
 from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
-from bayesode.inference.warm_start.matching import MAX_WEIGHTS, match_gradients
+from bayesode.inference.warm_start.matching import match_gradients
 from bayesode.inference.warm_start.measurement import observed_response
 from bayesode.inference.warm_start.problem import FitData, PathProblem, StateProblem
 from bayesode.inference.warm_start.shooting import fit_windows
@@ -154,6 +155,9 @@ def attempts(
         FitError: If no start leads to a fit.
     """
     watch = watch or Stopwatch()
+    if len(data.field.mean) > MAX_WEIGHTS:
+        yield fit_last_layer(data, grid, smoothed, is_tuned=is_tuned, watch=watch)
+        return
     expected = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
     noise = data.measurement.noise_of(expected)
     residuals: list[Tensor] = []
@@ -177,6 +181,20 @@ def attempts(
             return
     if not residuals and failure is not None:
         raise failure
+
+
+def fit_last_layer(
+    data: FitData, grid: Tensor, smoothed: Smoothed, *, is_tuned: bool, watch: Stopwatch
+) -> LaplaceFit:
+    """A fit of all numbers, and its noise and evidence with only the last layer random."""
+    with watch("lm"):
+        point = fit_many(data, grid, smoothed)
+    field = LastLayer.below(data.field, point.weights, MAX_WEIGHTS)
+    own = replace(data, field=field)
+    last = Point(point.weights[-len(field.mean) :], point.states)
+    scale = data.measurement.residual_scale(data.path(point)).clamp_min(SMALLEST_NOISE)
+    with watch("laplace"):
+        return fit_noise(own, last, data.measurement.noise_of(scale), is_tuned=is_tuned)
 
 
 def _is_reached(residuals: list[Tensor], noise: Tensor) -> bool:

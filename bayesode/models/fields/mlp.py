@@ -19,7 +19,9 @@ from bayesode.models.networks import Layout, check_activation
 class BayesianMLP(nn.Module):
     """Multilayer perceptron f(x) or f(t, x) with all weights in one normal site, `weights`.
 
-    Weights have the prior N(0, prior_scale^2 / fan_in), biases N(0, prior_scale^2).
+    Weights have the prior N(0, prior_scale^2 / fan_in), biases N(0, prior_scale^2). In a
+    hierarchical field each matrix and each bias has a prior scale of its own in place of
+    prior_scale, drawn at the site `scale` from LogNormal(log prior_scale, 1).
 
     Args:
         dim_in: Size of the state.
@@ -29,6 +31,7 @@ class BayesianMLP(nn.Module):
         linear: Whether a linear path from input to output is added.
         time: Whether the dimensionless time is a further input.
         prior_scale: 3 by default: scale 1 bends fits, and wider gains nothing.
+        hierarchical: Whether prior scales are latent.
 
     Raises:
         DataError: For an unknown activation or a prior_scale that is not positive.
@@ -54,6 +57,7 @@ class BayesianMLP(nn.Module):
         linear: bool = False,
         time: bool = False,
         prior_scale: float = 3.0,
+        hierarchical: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < prior_scale < math.inf:
@@ -66,6 +70,7 @@ class BayesianMLP(nn.Module):
             "linear": linear,
             "time": time,
             "prior_scale": prior_scale,
+            "hierarchical": hierarchical,
         }
         self.layout = Layout((dim_in + time, *hidden, dim_out), linear)
         sd = self.layout.per_weight(lambda fan_in: prior_scale * fan_in**-0.5, prior_scale)
@@ -79,14 +84,31 @@ class BayesianMLP(nn.Module):
     @property
     def labels(self) -> dict[str, list[str]]:
         """Readable names of the entries of each site."""
-        return {"weights": self.layout.labels}
+        weights = {"weights": self.layout.labels}
+        if not self.config["hierarchical"]:
+            return weights
+        return {"scale": [name for name, _ in self.layout.tensors]} | weights
 
     def priors(self) -> Priors:
-        """The normal prior of the weights, shape (num_weights,)."""
+        """The normal prior of the weights (num_weights,), after its scales (tensors,) if latent."""
+        if self.config["hierarchical"]:
+            return {"scale": self._scale_prior(), "weights": self._weights_given_scale}
         return {"weights": dist.Normal(torch.zeros_like(self.prior_sd), self.prior_sd).to_event(1)}
 
+    def _scale_prior(self) -> dist.TorchDistribution:
+        location = self.prior_sd.new_full((len(self.layout.tensors),), 1.0)
+        # a factor e either way: as vague as the right scale of a network is unknown
+        return dist.LogNormal(math.log(self.config["prior_scale"]) * location, location).to_event(1)
+
+    def _weights_given_scale(self, values: Values) -> dist.TorchDistribution:
+        factor = values["scale"][..., self.layout.groups] / self.config["prior_scale"]
+        sd = factor * self.prior_sd
+        return dist.Normal(torch.zeros_like(sd), sd).to_event(1)
+
     def tunable(self) -> dict[str, Tuning]:
-        """One prior scale per matrix and per bias may be set by the evidence."""
+        """One prior scale per matrix and per bias may be set by the evidence, if not latent."""
+        if self.config["hierarchical"]:
+            return {}
         return {"weights": Tuning(self.layout.groups, "prior_sd")}
 
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
