@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bayesode.threads import threads_for
+
 NUM_LENGTHSCALES = 10  # one decomposition each; twice as many gained nothing
 NUM_NOISE_RATIOS = 33  # these share it: the noise estimate spreads by 6 % in place of 8 with 9
 MAX_SERIES, MAX_TIMES = 8, 200  # hyper-parameters need no more; eigenvalues cost time cubed
@@ -61,9 +63,11 @@ def smooth(times: Tensor, values: Tensor, mask: Tensor, at: Tensor) -> Smoothed:
     count = mask.sum((0, 1)).clamp_min(1)
     mean = values.sum((0, 1)) / count
     centred = torch.where(mask, values - mean, 0.0)
-    parts = [
-        _smooth_component(times, centred[..., j], mask[..., j], at) for j in range(values.shape[-1])
-    ]
+    with threads_for(times.numel()):
+        parts = [
+            _smooth_component(times, centred[..., j], mask[..., j], at)
+            for j in range(values.shape[-1])
+        ]
     path, derivative, scale, noise, lengthscale = (
         torch.stack(column, -1) for column in zip(*parts, strict=True)
     )

@@ -14,9 +14,9 @@ from bayesode import tabular
 from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.randomness import seeded
-from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import ODESolver
+from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
 RTOL, ATOL = 1e-10, 1e-12  # at rtol 1e-7 the adjoint alone is off by 4e-8

@@ -16,10 +16,10 @@ from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.start import MAX_ATTEMPTS, attempts, prepare
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
 PRIOR_SCALES = ("mackay", "fixed")

@@ -21,8 +21,8 @@ from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
 from bayesode.inference.predictive import predictive_of
 from bayesode.inference.randomness import seeded
-from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
 

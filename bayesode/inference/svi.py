@@ -18,8 +18,8 @@ from bayesode.inference.loop import History, Loop, random_rows
 from bayesode.inference.objectives import objective_for
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
-from bayesode.inference.threads import threads_for
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
 NUM_PARTICLES = 4

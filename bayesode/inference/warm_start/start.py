@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.threads import threads_for
 from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
@@ -22,6 +21,7 @@ from bayesode.inference.warm_start.problem import FitData, PathProblem, StatePro
 from bayesode.inference.warm_start.shooting import fit_windows
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.smoothing import Smoothed, smooth
+from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
 PROCESS_SCALES = (0.1, 0.03, 0.01, 0.003)
