@@ -170,3 +170,55 @@ def test_solver_error_is_computed_once_when_asked_for():
     ensemble._solver_error = lambda: calls.append(1) or 0.25
     assert not calls
     assert (ensemble.solver_error, ensemble.solver_error, len(calls)) == (0.25, 0.25, 1)
+
+
+def test_undetermined_is_where_the_sd_of_the_valid_draws_exceeds_one_data_sd():
+    ensemble = make_ensemble(failed=some_failed())
+    ensemble.path[:, 1, 2, 0] *= 3
+    ensemble.path[3, 0] = 1e6  # failed: it must not count
+    ensemble.path[:, 0, :, 1] *= 0.1
+    for row in range(2):
+        kept = ensemble.path[~ensemble.failed[:, row], row]
+        assert torch.equal(ensemble.undetermined[row], kept.std(0) > 1)
+    assert ensemble.undetermined[1, 2, 0] and not ensemble.undetermined[0, :, 1].any()
+    assert ensemble.share_undetermined == ensemble.undetermined.double().mean().item()
+
+
+def test_undetermined_series_without_a_valid_draw_and_padding_does_not_count():
+    failed = torch.zeros(NUM_DRAWS, 2, dtype=torch.bool)
+    failed[:, 1] = True
+    ensemble = make_ensemble(failed=failed)
+    ensemble.path *= 0.01
+    assert ensemble.undetermined.tolist() == [[[False] * 2] * 3, [[True] * 2] * 3]
+    own = torch.tensor([[1.0, 2.0, 4.0], [1.0, 1.0, 1.0]], dtype=DOUBLE)
+    ensemble.trajectories = ensemble.train.at(own, num_times=[3, 1])
+    assert ensemble.share_undetermined == 2 / 8
+
+
+def test_sd_of_the_engine_goes_before_that_of_the_draws_and_is_not_computed_unasked():
+    plain, calls = make_ensemble(), []
+
+    def path_sd():
+        calls.append(1)
+        return torch.tensor([0.5, 1.0, torch.inf]).view(1, 3, 1).expand(2, 3, 2)
+
+    names = ("trajectories", "path", "observe", "failed", "values", "units", "train")
+    parts = {name: getattr(plain, name) for name in names}
+    ensemble = bo.Ensemble(**parts, solver_error=lambda: 0.0, path_sd=path_sd)
+    assert calls == []
+    assert ensemble.undetermined.tolist() == [[[False] * 2, [False] * 2, [True] * 2]] * 2
+    assert ensemble.share_undetermined == pytest.approx(1 / 3) and calls == [1]
+
+
+def test_laplace_forecast_is_undetermined_where_its_uncapped_sd_exceeds_the_data():
+    data = bo.datasets.lotka_volterra(num_series=4, num_times=30).observed
+    model, _ = bo.neural_ode(data, hidden=[4], verbose=False)
+    posterior = bo.fit_laplace(model, data, seed=0, progress=False)
+    question = data.at(torch.linspace(0, 60, 121))
+    ensemble = posterior.predict(question, num_draws=50, seed=0)
+    sd = posterior.predictive.uncapped_sd(question)
+    assert torch.equal(ensemble.undetermined, sd > 1)
+    assert not ensemble.undetermined[:, :8].any()
+    assert 0 < ensemble.share_undetermined < 1
+    # the cap keeps the draws' own sd below twice the data's, so that it cannot tell
+    assert ensemble.path.std(0).max() < sd.max()

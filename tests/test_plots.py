@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from bayesode.diagnostics.plots import fan_chart, vector_field
@@ -35,7 +36,15 @@ def matplotlib_is_left_alone():
 
 
 def ensemble_of(
-    question, train, *, scale=0.3, transform="identity", num_draws=60, failed=None, seed=0
+    question,
+    train,
+    *,
+    scale=0.3,
+    transform="identity",
+    num_draws=60,
+    failed=None,
+    seed=0,
+    path_sd=0.5,
 ):
     """Draws 2 + sin t + slope t per draw, with noise, without any model."""
     generator = torch.Generator().manual_seed(seed)
@@ -54,6 +63,7 @@ def ensemble_of(
         units=Units(transform=transform),
         train=train,
         solver_error=lambda: 0.0,
+        path_sd=lambda: torch.as_tensor(path_sd).expand(shape[1:]),
     )
 
 
@@ -216,16 +226,17 @@ def test_share_of_failed_draws_is_told_per_series():
     ]
 
 
-@pytest.mark.parametrize("num_series", [1, 6])
-def test_first_four_series_are_shown_and_one_legend_stands_above_them(num_series):
+@pytest.mark.parametrize(("num_series", "path_sd"), [(1, 0.0), (1, 2.0), (6, 0.0), (6, 2.0)])
+def test_first_four_series_are_shown_and_one_legend_stands_above_them(num_series, path_sd):
     train = training_data(num_series)
-    figure = fan_chart(ensemble_of(train.at(torch.linspace(0, 6, 31)), train), test=train)
+    question = train.at(torch.linspace(0, 6, 31))
+    figure = fan_chart(ensemble_of(question, train, path_sd=path_sd), test=train)
     assert len(figure.axes) == 2 * min(num_series, 4) and all(
         panel.get_legend() is None for panel in figure.axes
     )
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert len(texts) == len(set(texts)) == 7
+    assert len(texts) == len(set(texts)) == 7 + (path_sd > 1)
     figure.savefig(io.BytesIO(), format="png")
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
@@ -260,6 +271,37 @@ def test_wrong_requests_for_a_fan_are_refused():
     ensemble.values = ensemble.values.unsqueeze(-1)
     with pytest.raises(ShapeError, match="draws, series, time, component"):
         fan_chart(ensemble)
+
+
+def spans_of(panel):
+    """Ends of the grey stretches."""
+    ends = [p.get_path().transformed(p.get_patch_transform()).vertices[:, 0] for p in panel.patches]
+    return [[x.min(), x.max()] for x in ends]
+
+
+def test_stretches_that_the_data_do_not_determine_are_grey():
+    train = training_data(2)
+    times = torch.tensor([0.0, 1.0, 2.0, 4.0, 5.0, 7.0])
+    sd = torch.zeros(2, 6, 2)
+    sd[0, 3:, 0] = 1.1
+    sd[0, :, 1] = torch.tensor([1.1, 0.0, torch.inf, 0.0, 1.0, torch.nan])
+    figure = fan_chart(ensemble_of(train.at(times), train, path_sd=sd))
+    panels = panels_of(figure, 2)
+    assert spans_of(panels[0, 0]) == [[3.0, 7.0]]
+    assert spans_of(panels[1, 0]) == [[0.0, 0.5], [1.5, 3.0], [6.0, 7.0]]
+    assert spans_of(panels[0, 1]) == spans_of(panels[1, 1]) == []
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts.count("not determined by the data") == 1
+    clean = fan_chart(ensemble_of(train.at(times), train))
+    assert "not determined by the data" not in {t.get_text() for t in clean.legends[0].get_texts()}
+
+
+def test_values_with_more_components_than_the_state_are_grey_where_any_of_it_is_open():
+    train = training_data(1, 2)
+    ensemble = ensemble_of(train.at(torch.linspace(0, 6, 4)), train)
+    ensemble.undetermined = torch.tensor([[[False], [True], [True], [False]]])
+    panels = fan_chart(ensemble).axes
+    assert spans_of(panels[0]) == spans_of(panels[1]) == [[1.0, 5.0]]
 
 
 # ---- fields --------------------------------------------------------------------------------------
@@ -383,6 +425,36 @@ def test_other_components_are_held_at_the_mean_of_the_data():
     dots = line_of(panel, "training data").get_xydata()
     np.testing.assert_array_equal(dots[0], posterior.train.values[0, 0, [2, 0]])
     assert np.isnan(dots).any(-1).sum() == 1  # the point whose u is missing
+
+
+@pytest.mark.parametrize("transform", ["identity", "log"])
+def test_field_is_grey_where_its_sd_exceeds_the_speed_of_the_data(transform):
+    posterior = known_posterior(transform=transform, scale=0.9)
+    num, settings = 15, {"num_draws": 60, "seed": 3}
+    figure = vector_field(posterior, resolution=num, **settings)
+    (grey,) = [c for c in figure.axes[0].collections if isinstance(c, ContourSet)]
+    (legend,) = figure.legends
+    assert any("not determined" in text.get_text() for text in legend.get_texts())
+    scaled, unscaled = (np.log, np.exp) if transform == "log" else (np.asarray, np.asarray)
+    ends = scaled([figure.axes[0].get_xlim(), figure.axes[0].get_ylim()])
+    plane = np.stack(np.meshgrid(*(np.linspace(*pair, num) for pair in ends)), -1).reshape(-1, 2)
+    train = posterior.train.values.flatten(0, 1)
+
+    def speeds(states):  # in ranges of the axes
+        rates = posterior.field(torch.as_tensor(states), **settings)
+        unit = np.ptp(ends, axis=1) * (states if transform == "log" else 1.0)
+        return rates / torch.as_tensor(unit)
+
+    seen = torch.where(train.isnan(), train.nanmean(0), train)
+    limit = speeds(seen.numpy()).mean(0).square().sum(-1).mean().sqrt()
+    ratio = (speeds(unscaled(plane)).var(0).sum(-1).sqrt() / limit).numpy()
+    unit_square = (plane - ends[:, 0]) / np.ptp(ends, axis=1)
+    inside = np.logical_or.reduce([p.contains_points(unit_square) for p in grey.get_paths()])
+    is_clear = (np.abs(np.log(ratio)) > 0.1) & ((unit_square % 1) > 0).all(-1)  # off the edges
+    assert 20 < inside.sum() < 200
+    np.testing.assert_array_equal(inside[is_clear], (ratio > 1)[is_clear])
+    sure = vector_field(known_posterior(transform=transform, scale=1e-3), resolution=5)
+    assert not [c for c in sure.axes[0].collections if isinstance(c, ContourSet)]
 
 
 def test_field_can_be_drawn_in_users_axes_and_saved():

@@ -1,5 +1,8 @@
-"""Scores and pictures of posteriors."""
+"""Reports, scores and pictures of posteriors."""
 
+from bayesode.diagnostics.finding import Finding as Finding
 from bayesode.diagnostics.plots import fan_chart as fan_chart
 from bayesode.diagnostics.plots import vector_field as vector_field
+from bayesode.diagnostics.report import FitReport as FitReport
+from bayesode.diagnostics.report import diagnose as diagnose
 from bayesode.diagnostics.score_table import score_table as score_table

@@ -1,0 +1,4 @@
+"""Pictures of forecasts and fitted fields, in users' units; the only door to matplotlib."""
+
+from bayesode.diagnostics.plots.fan_chart import fan_chart as fan_chart
+from bayesode.diagnostics.plots.vector_field import vector_field as vector_field

@@ -1,0 +1,198 @@
+"""A forecast as bands, draws and data over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bayesode import scores
+from bayesode.data_checks import shape_of
+from bayesode.diagnostics.plots.style import (
+    STYLE,
+    TEST,
+    TRAIN,
+    UNDETERMINED,
+    add_legend,
+    array,
+    new_panels,
+    set_limits,
+)
+from bayesode.errors import DataError, ShapeError
+from bayesode.inference.ensemble import Ensemble
+from bayesode.trajectories import Trajectories
+
+LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
+MAX_SERIES = 4  # columns that fit on a page
+OUTER_REACH, INNER_REACH = 0.5, 1.5  # ranges of the data by which bands may stretch an axis
+
+
+def fan_chart(
+    ensemble: Ensemble,
+    train: Trajectories | None = None,
+    test: Trajectories | None = None,
+    *,
+    series: Sequence[str | int] | None = None,
+    levels: Sequence[float] = (0.5, 0.9),
+    num_paths: int = 20,
+    axes: Any = None,
+) -> Figure:
+    """A forecast, its uncertainty and the data: one row per component, one column per series.
+
+    Bands are central intervals of the values (with noise), thin lines draws of the signal (without
+    noise). Grey stretches are not determined by the data: the path's sd exceeds theirs (see
+    `Ensemble.undetermined`). Failed draws are left out; titles tell their share. Under the
+    transform "log" the vertical axis is logarithmic, unless a shown datum is not positive. It
+    follows the data: a band that explodes is cut off, so that it does not flatten them.
+
+    Args:
+        ensemble: Forecast; a fine grid, `train.at(torch.linspace(...))`, gives smooth bands.
+        train: Training data, by default those of the fit: dots, and a line where they end.
+        test: Held-out data: hollow squares.
+        series: Labels of the series to show, by default the first four.
+        levels: Probabilities of the bands, each between 0 and 1.
+        num_paths: Number of draws of the signal.
+        axes: (component, series) many axes to draw in; a new figure by default.
+
+    Raises:
+        DataError: For an unknown series, levels that are no probabilities, or data without values.
+        ShapeError: If values are no vectors, or data or axes do not match them.
+
+    Example:
+        >>> import bayesode as bo
+        >>> train, test = bo.datasets.van_der_pol(num_series=3, num_times=12).observed.split(time=8)
+        >>> model, guide = bo.neural_ode(train, hidden=[4], verbose=False)
+        >>> posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+        >>> ensemble = posterior.predict(train.at(torch.linspace(0, 10, 50)), seed=0)
+        >>> figure = fan_chart(ensemble, train, test, series=[0, 2])
+        >>> [panel.get_title() for panel in figure.axes if panel.get_title()]
+        ['series 0', 'series 2']
+    """
+    asked, train = ensemble.trajectories, ensemble.train if train is None else train
+    labels = list(asked.series[:MAX_SERIES] if series is None else series)
+    rows, widths = asked.positions(labels), sorted(levels, reverse=True)
+    if not (labels and widths and num_paths >= 0 and all(0 < width < 1 for width in widths)):
+        raise DataError(
+            "needs one series or more, levels between 0 and 1 and num_paths >= 0, not "
+            f"{labels}, {levels} and {num_paths}."
+        )
+    values, kept = ensemble.values[:, rows], ~ensemble.failed[:, rows]
+    if values.dim() != 4:
+        raise ShapeError(f"needs values (draws, series, time, component), not {shape_of(values)}.")
+    size, tails = values.shape[-1], [(1 - width) / 2 for width in widths]
+    bands = array(scores.quantile(values, [*tails, 0.5, *(1 - t for t in tails[::-1])], kept))
+    data = [_points(some, size) for some in (train, test) if some is not None]
+    is_open = _undetermined(ensemble, size)[rows]
+    with rc_context(STYLE if axes is None else {}):
+        inches = 1.25 * len(labels) + 2.25, 1.4 * size + 1.0
+        figure, panels = new_panels(axes, size, len(labels), inches)
+        for (component, column), panel in np.ndenumerate(panels):
+            row, valid, count = rows[column], kept[:, column], asked.num_times[rows[column]]
+            paths = array(ensemble.signal[valid, row][:num_paths, :count, component])
+            shown, times = bands[:, column, :count, component], array(asked.grid[row, :count])
+            _draw_fan(panel, times, shown, paths, widths)
+            _draw_undetermined(panel, times, is_open[column, :count, component].cpu().numpy())
+            _draw_points(panel, [points.get(labels[column]) for points in data], component)
+        for component, name in enumerate(asked.names or ensemble.train.names):
+            panels[component, 0].set_ylabel(name)
+            found = [points[k][1][:, component] for points in data for k in labels if k in points]
+            _follow_data(panels[component], found, bands[..., component], ensemble.transform)
+        for column, label in enumerate(labels):
+            panels[0, column].set_title(_title(label, kept[:, column]))
+            panels[-1, column].set_xlabel("time")
+        add_legend(figure, panels, is_own=axes is None)
+    return figure
+
+
+def _title(label: str | int, kept: Tensor) -> str:
+    """Name of a series, and the share of its draws that failed."""
+    share = 100 * (1 - kept.double().mean().item())
+    title = label if isinstance(label, str) else f"series {label}"
+    return title + (f"\n{share:.3g} % of draws failed" if share else "")
+
+
+def _undetermined(ensemble: Ensemble, size: int) -> Tensor:
+    """Which numbers are not determined, (series, time, component).
+
+    Components that are observed are the leading ones of the state; where values have more
+    components than the state, each depends on all of it.
+    """
+    flags = ensemble.undetermined
+    if flags.shape[-1] < size:
+        return flags.any(-1, keepdim=True).expand(*flags.shape[:2], size)
+    return flags[..., :size]
+
+
+def _points(data: Trajectories, size: int) -> dict[str | int, Any]:
+    """Times (time,) and values (time, component), NaN where unseen, by label."""
+    if data.values is None or data.mask is None:
+        raise DataError("data to show need values; this is a question without values.")
+    if data.values.dim() != 3 or data.values.shape[-1] != size:
+        raise ShapeError(f"the forecast has {size} components, the data {shape_of(data.values)}.")
+    seen = array(torch.where(data.mask, data.values, torch.nan))
+    return dict(zip(data.series, zip(array(data.grid), seen, strict=True), strict=True))
+
+
+def _draw_fan(panel: Axes, times: Any, bands: Any, paths: Any, widths: Sequence[float]) -> None:
+    """Bands from wide to narrow, draws and median; bars where there is a single time."""
+    is_single = len(times) == 1
+    draw = panel.vlines if is_single else panel.fill_between
+    for k, shade in enumerate(SHADES(np.linspace(0, 1, len(widths)))):
+        look: dict[str, Any] = {"color": shade, "label": f"{100 * widths[k]:g} % interval"}
+        draw(times, bands[k], bands[-1 - k], lw=6 * is_single, zorder=1, **look)
+    look = {"color": LINE, "marker": "_" if is_single else None}
+    for k, path in enumerate(paths):
+        label = "draws of the signal" if k == 0 else None
+        panel.plot(times, path, lw=0.4, alpha=0.4, label=label, **look)
+    panel.plot(times, bands[len(widths)], lw=1, label="median", **look)
+
+
+def _draw_undetermined(panel: Axes, times: Any, flags: Any) -> None:
+    """A grey veil from half-way to the time before to half-way to the one behind."""
+    middle = (times[1:] + times[:-1]) / 2
+    left, right = np.concatenate([times[:1], middle]), np.concatenate([middle, times[-1:]])
+    edges = np.flatnonzero(np.diff(flags.astype(int), prepend=0, append=0))
+    for k, (first, last) in enumerate(edges.reshape(-1, 2)):
+        label = "not determined by the data" if k == 0 else None
+        span = float(left[first]), float(right[last - 1])
+        # over the bands, which may fill the panel, and under the lines
+        panel.axvspan(*span, zorder=1.05, alpha=0.75, label=label, **UNDETERMINED)
+
+
+def _draw_points(panel: Axes, data: Sequence[Any], component: int) -> None:
+    """Data of one series, and a line where the training data end before the picture does."""
+    for points, mark in zip(data, (TRAIN, TEST), strict=False):
+        if points is not None:
+            times, values = points
+            panel.plot(times, values[:, component], ls="", mew=0.6, **mark)
+    if data[0] is not None:
+        end = data[0][0][np.isfinite(data[0][1]).any(-1)].max(initial=-np.inf)
+        if -np.inf < end < panel.dataLim.x1:
+            look: dict[str, Any] = {"color": "#777777", "lw": 0.7, "ls": "--", "zorder": 1.1}
+            panel.axvline(end, label="end of training", **look)
+
+
+def _follow_data(panels: Any, found: list[np.ndarray], bands: np.ndarray, transform: str) -> None:
+    """Vertical limits of a row of panels: all data, and bands as far as they do not explode."""
+    is_log = transform == "log" and not any((line <= 0).any() for line in found)
+    scaled = (lambda line: np.log(np.maximum(line, 1e-300))) if is_log else np.asarray
+    seen, *edges = (
+        scaled(line[np.isfinite(line)]) for line in (np.concatenate([*found, []]), *bands)
+    )
+    middle = len(edges) // 2
+    core = seen if len(seen) else edges[middle]
+    if len(core):
+        low, high, span = core.min(), core.max(), np.ptp(core) or 1.0
+        for k, reach in ((0, OUTER_REACH), (middle - 1, INNER_REACH)):
+            near = core.min() - reach * span, core.max() + reach * span
+            low = edges[k].clip(*near).min(initial=low)
+            high = edges[-1 - k].clip(*near).max(initial=high)
+        for panel in panels:
+            set_limits(panel, "y", (1.05 * low - 0.05 * high, 1.05 * high - 0.05 * low), is_log)

@@ -1,0 +1,73 @@
+"""What the pictures share: look, panels, limits, legend.
+
+Figures are unknown to pyplot: nothing global changes, nothing is to be closed, `savefig` writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+from torch import Tensor
+
+from bayesode.errors import ShapeError
+
+# For a paper's column at full size; axes of the user's own keep the user's style.
+STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6}
+STYLE |= dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 7)
+# Blue and vermilion differ for every kind of colour blindness (Okabe and Ito 2008).
+TRAIN: dict[str, Any] = dict(label="training data", marker="o", c="black", ms=1.8)
+TEST: dict[str, Any] = dict(label="held-out data", marker="s", c="#d55e00", mfc="w", ms=2.6)
+UNDETERMINED: dict[str, Any] = {"fc": "#d4d4d4", "ec": "none", "lw": 0}
+
+
+def new_panels(axes: Any, num_rows: int, num_columns: int, inches: tuple[float, float]) -> Any:
+    """A figure and its axes (row, column), new ones or the user's."""
+    if axes is None:
+        shared: dict[str, Any] = {"sharex": "col", "sharey": "row", "squeeze": False}
+        figure = Figure(figsize=inches, layout="constrained")
+        return figure, figure.subplots(num_rows, num_columns, **shared)
+    panels = np.asarray(axes, dtype=object)
+    if panels.size != num_rows * num_columns:
+        raise ShapeError(f"needs {num_rows} x {num_columns} axes, not {panels.size}.")
+    return panels.flat[0].figure, panels.reshape(num_rows, num_columns)
+
+
+def set_limits(panel: Axes, letter: str, ends: Sequence[float], is_log: bool) -> None:
+    """Limits of an axis, logarithms for a logarithmic one, and ticks to count by."""
+    if not is_log:
+        panel.set(**{f"{letter}lim": ends})
+        return
+    panel.set(**{f"{letter}scale": "log", f"{letter}lim": np.exp(ends)})
+    axis, factor = getattr(panel, f"{letter}axis"), np.exp(np.ptp(ends))
+    if factor < 300:  # else powers of ten are close enough
+        axis.set_major_locator(MaxNLocator(4) if factor < 5 else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+
+
+def add_legend(figure: Figure, panels: np.ndarray, is_own: bool) -> None:
+    """One legend for all panels: above a figure of ours, else inside the user's last panel."""
+    pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels.flat]
+    found = {label: handle for panel in pairs for handle, label in panel}
+    if not is_own:
+        panels[0, -1].legend(found.values(), found)
+        return
+    look: dict[str, Any] = {"frameon": False, "handlelength": 1.5, "columnspacing": 1.2}
+    look |= {"loc": "outside upper center"}
+    for num_rows in range(1, len(found) + 1):
+        columns = math.ceil(len(found) / num_rows)
+        legend = figure.legend(found.values(), found, ncols=columns, **look)
+        if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
+            return
+        legend.remove()
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """A tensor as matplotlib takes it."""
+    return tensor.detach().double().cpu().numpy()
