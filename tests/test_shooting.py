@@ -1,5 +1,7 @@
 """Other ways to a trajectory fit: a horizon that grows, and windows with first-order steps."""
 
+import dataclasses
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -134,6 +136,7 @@ def few_steps(monkeypatch):
 
 
 def test_first_order_windows_reach_the_optimum(data, few_steps):
+    torch.manual_seed(0)
     states = torch.randn(3, 22, 2, dtype=DOUBLE)
     point = fit_windows(data, Point(torch.zeros(4).double(), states), NOISE.log(), NOISE.mean())
     assert point.states.shape == (3, 1, 2)
@@ -181,3 +184,19 @@ def test_steps_without_a_finite_gradient_are_left_out():
     descend([x], cost, num_steps=400, rate=0.05)
     assert x.abs().item() < 0.1
     assert not x.requires_grad
+
+
+def test_a_fit_that_is_not_reached_says_so(fit, monkeypatch):
+    """Four starts that end far from the data and do not agree."""
+    model, train = fit
+    original, far = starts.fit_noise, iter([9.0, 7.0, 8.0, 6.0])
+
+    def lost(data, point, noise, **settings):
+        found = original(data, point, noise, **settings)
+        shifted = Point(found.point.weights, found.point.states + next(far))
+        return dataclasses.replace(found, point=shifted)
+
+    monkeypatch.setattr(starts, "fit_noise", lost)
+    monkeypatch.setattr(starts, "LITTLE_DATA", 50)
+    with pytest.warns(UserWarning, match=r"no trajectory fit: from 4 starts.*diagnose"):
+        bo.fit_laplace(model, train, seed=0, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -181,6 +182,14 @@ def attempts(
             return
     if not residuals and failure is not None:
         raise failure
+    if data.measurement.mask.sum() >= LITTLE_DATA:
+        worst = min(float((scale / expected).max()) for scale in residuals)
+        warnings.warn(
+            f"no trajectory fit: from {MAX_ATTEMPTS} starts the residual is {worst:.2g} times the "
+            "noise that a smoother finds. Fit a shorter horizon (train.until(...)), take more "
+            "width or finer data; bayesode.diagnostics.diagnose(posterior) says more.",
+            stacklevel=2,
+        )
 
 
 def fit_last_layer(
