@@ -129,15 +129,16 @@ def test_windows_that_begin_on_a_path_are_the_path_and_miss_nothing(data):
 @pytest.fixture
 def few_steps(monkeypatch):
     """A linear field needs no more."""
-    monkeypatch.setattr(shooting, "NUM_WINDOW_STEPS", 150)
-    monkeypatch.setattr(shooting, "NUM_PATH_STEPS", 150)
+    monkeypatch.setattr(shooting, "NUM_WINDOW_STEPS", 200)
+    monkeypatch.setattr(shooting, "NUM_PATH_STEPS", 200)
     monkeypatch.setattr(shooting, "WINDOW_RATE", 3e-2)
     monkeypatch.setattr(shooting, "PATH_RATE", 1e-2)
 
 
 def test_first_order_windows_reach_the_optimum(data, few_steps):
     torch.manual_seed(0)
-    states = torch.randn(3, 22, 2, dtype=DOUBLE)
+    path = data.path(Point(TRUE, X0.unsqueeze(1)))  # a smoother's would be as near
+    states = path + 0.1 * torch.randn(path.shape, dtype=DOUBLE)
     point = fit_windows(data, Point(torch.zeros(4).double(), states), NOISE.log(), NOISE.mean())
     assert point.states.shape == (3, 1, 2)
     assert not point.weights.requires_grad
