@@ -53,6 +53,19 @@ systems = pytest.mark.parametrize("system", EQUATIONS, ids=lambda system: system
 
 
 @systems
+def test_true_field_is_the_equations(system):
+    data = system(num_series=4, num_times=7, seed=3)
+    states = data.truth.values
+    rates = torch.stack(EQUATIONS[system][0](*states.unbind(-1)), -1)
+    torch.testing.assert_close(data.field(states), rates, rtol=1e-12, atol=1e-12)
+
+
+def test_true_field_refuses_states_of_another_size():
+    with pytest.raises(ShapeError, match=r"\['x1', 'x2'\] as last axis, not \(5, 3\)"):
+        datasets.van_der_pol().field(torch.zeros(5, 3))
+
+
+@systems
 def test_truth_solves_the_equations(system):
     step, (equations, _, _, horizon, *_) = 1e-3, EQUATIONS[system]
     times = torch.arange(0, horizon + step / 2, step, dtype=torch.float64)

@@ -11,8 +11,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Generator, Tensor
 
+from bayesode.data_checks import shape_of
 from bayesode.datasets.arguments import check_whole, choose_missing, choose_times, noise_scales
-from bayesode.errors import DataError, SolverError
+from bayesode.errors import DataError, ShapeError, SolverError
 from bayesode.trajectories import Trajectories
 
 RTOL, ATOL = 1e-9, 1e-10  # far below any noise, and an independent check of our own solvers
@@ -27,12 +28,38 @@ class Simulated:
         truth: Noise-free path at the same times, complete, float64 as it was integrated.
         noise_scale: Standard deviation of the noise, shape (state,), float64, units of the state.
         parameters: Constants of the system.
+        derivative: The equations, `derivative(*state, **parameters)`, see `System`.
     """
 
     observed: Trajectories
     truth: Trajectories
     noise_scale: Tensor
     parameters: dict[str, float]
+    derivative: Callable[..., tuple[Any, ...]]
+
+    def field(self, states: Tensor) -> Tensor:
+        """The true vector field dx/dt, for `vector_field(posterior, truth=data.field)`.
+
+        Args:
+            states: Shape (*, state), units of the state.
+
+        Returns:
+            Shape (*, state), units of the state per unit of time.
+
+        Raises:
+            ShapeError: If the states have another number of components.
+
+        Example:
+            >>> from bayesode.datasets import van_der_pol
+            >>> van_der_pol().field(torch.tensor([[2.0, 1.0]]))  # x2, (1 - x1^2) x2 - x1
+            tensor([[ 1., -5.]])
+        """
+        names = self.truth.names
+        if states.shape[-1] != len(names):
+            raise ShapeError(
+                f"states need the components {list(names)} as last axis, not {shape_of(states)}."
+            )
+        return torch.stack(self.derivative(*states.unbind(-1), **self.parameters), -1)
 
 
 @dataclass(frozen=True)
@@ -156,7 +183,7 @@ def simulate(
         Trajectories(grid, values, names=question.names, start=question.start)
         for values in (seen, path)
     )
-    return Simulated(observed, truth, scale, dict(system.parameters))
+    return Simulated(observed, truth, scale, dict(system.parameters), system.derivative)
 
 
 def _paths(system: System, x0: Tensor, grid: Tensor) -> Tensor:
