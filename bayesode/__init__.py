@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from bayesode import datasets as datasets
 from bayesode import diagnostics as diagnostics
+from bayesode.candidates import fit_candidates as fit_candidates
 from bayesode.errors import BayesODEError as BayesODEError
 from bayesode.errors import DataError as DataError
 from bayesode.errors import FitError as FitError
@@ -16,6 +17,7 @@ from bayesode.inference.gradients import GradientCheck as GradientCheck
 from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
 from bayesode.inference.laplace import fit_laplace as fit_laplace
+from bayesode.inference.mixture import Mixture as Mixture
 from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs

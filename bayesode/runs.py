@@ -11,8 +11,11 @@ import torch
 from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
+from bayesode.inference.conditioning import ConditionedGuide
+from bayesode.inference.hold_out import HoldOut
 from bayesode.inference.laplace import LaplaceHistory
 from bayesode.inference.linearised import LaplaceGuide
+from bayesode.inference.mixture import Mixture
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.svi import History
@@ -24,11 +27,11 @@ HISTORIES = {"svi": History, "laplace": LaplaceHistory}
 
 def load(
     folder: str | Path, *, model: DynamicalModel | None = None, guide: Any = None
-) -> Posterior:
+) -> Posterior | Mixture:
     """The posterior of a saved run.
 
     Args:
-        folder: Written by `Posterior.save`.
+        folder: Written by `Posterior.save` or `Mixture.save`.
         model: For a hand-made model: an object built like the one that was saved.
         guide: For a hand-made model or guide: likewise.
 
@@ -37,16 +40,21 @@ def load(
     """
     folder = Path(folder)
     config = storage.read_config(folder)
-    train, engine = storage.read_data(folder), config["settings"]["engine"]
+    if config["settings"].get("engine") == "mixture":
+        return _load_mixture(folder, config)
+    train, settings = storage.read_data(folder), config["settings"]
     if model is None or guide is None:
-        if config["recipe"] is None or (guide is None and not (folder / "guide.pt").is_file()):
+        recipe, rebuilt = config["recipe"], (None, None)
+        if recipe is not None:
+            rebuilt = systems.rebuild(recipe, train)
+        model = model or rebuilt[0]
+        if guide is None and model is not None and (folder / "guide.pt").is_file():
+            guide = _own_guide(settings, model, train) or rebuilt[1]
+        if model is None or guide is None:
             raise DataError(
                 f"{folder} holds a hand-made model or guide: build them as before and call "
                 "load(folder, model=model, guide=guide)."
             )
-        rebuilt = systems.rebuild(config["recipe"], train)
-        model = model or rebuilt[0]
-        guide = guide or (LaplaceGuide(model, train) if engine == "laplace" else rebuilt[1])
     _check_parts(model, config["parts"], folder)
     dtype = getattr(torch, config["dtype"])
     _fill(model.to(dtype=dtype), storage.read_state(folder / "model.pt"), folder / "model.pt")
@@ -56,10 +64,31 @@ def load(
     else:
         state = _fill_store(guide, train, storage.read_state(folder / "store.pt"))
     try:
-        history = HISTORIES[engine](**storage.read_history(folder))
+        history = HISTORIES[settings["engine"]](**storage.read_history(folder))
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder} holds the history of another version: {error}") from error
-    return Posterior(model, guide, train, history=history, settings=config["settings"], state=state)
+    return Posterior(model, guide, train, history=history, settings=settings, state=state)
+
+
+def _load_mixture(folder: Path, config: dict[str, Any]) -> Mixture:
+    """All members and what joins them; hand-made models are for each member's own folder."""
+    try:
+        joint = config["mixture"]
+        found = None if joint["hold_out"] is None else HoldOut(**joint["hold_out"])
+        weights = joint["weights"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder} holds the mixture of another version: {error}") from error
+    members: list[Any] = [load(folder / f"member-{row}") for row in range(len(weights))]
+    return Mixture(members, weights=weights, hold_out=found, settings=config["settings"])
+
+
+def _own_guide(settings: dict[str, Any], model: DynamicalModel, train: Trajectories) -> Any:
+    """The guide of a run whose settings alone tell what it is; None for others."""
+    if settings["engine"] == "laplace":
+        return LaplaceGuide(model, train)
+    if "conditioned" in settings:
+        return ConditionedGuide(model, train, settings["conditioned"]["num_draws"])
+    return None
 
 
 def _check_parts(model: DynamicalModel, saved: dict[str, Any], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,22 @@ from typing import Any
 from bayesode.data_checks import as_list
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import MeanFieldGuide
+from bayesode.inference.laplace import fit_laplace
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.fields import BayesianMLP
 from bayesode.models.initial import NormalInitial
 from bayesode.models.likelihoods import GaussianLikelihood, LogNormalLikelihood
 from bayesode.models.solvers import FixedGridSolver
-from bayesode.plan import FitPlan, check_likelihood
+from bayesode.plan import (
+    LITTLE_DATA,
+    SMALL_WIDTHS,
+    WIDTHS,
+    FitPlan,
+    check_engine,
+    check_likelihood,
+    choose_engine,
+    count_weights,
+)
 from bayesode.plan import plan as make_plan
 from bayesode.trajectories import Trajectories
 from bayesode.units import Units
@@ -27,6 +38,7 @@ def neural_ode(
     *,
     likelihood: str = "gaussian",
     hidden: Sequence[int] | None = None,
+    engine: str = "auto",
     plan: FitPlan | None = None,
     verbose: bool = True,
 ) -> tuple[DynamicalModel, MeanFieldGuide]:
@@ -36,16 +48,17 @@ def neural_ode(
         train: Training data, values (series, time, component).
         likelihood: "gaussian", or "lognormal" for positive data that vary by factors.
         hidden: Widths of the hidden layers, in place of the plan's.
-        plan: Made by `bayesode.plan(train, likelihood)` if not given; a given one decides the
-            likelihood too.
+        engine: "laplace", "svi" or "auto", as in `bayesode.plan`: the width depends on it.
+        plan: Made by `bayesode.plan(train, likelihood, engine=engine)` if not given; a given one
+            decides likelihood and engine too. One with candidates is decided first.
         verbose: Print the plan.
 
     Returns:
-        Model and mean-field guide, ready for `fit_svi`.
+        Model and mean-field guide, ready for `fit`.
 
     Raises:
         ShapeError: If the plan was made for other components than those of the data.
-        DataError: For data without values, an unknown likelihood, another likelihood than the
+        DataError: For data without values, an unknown likelihood or engine, others than the
             plan's, or widths that are no whole numbers; and as `bayesode.plan`.
 
     Example:
@@ -55,14 +68,15 @@ def neural_ode(
         >>> model.field.num_weights
         17
     """
-    chosen = make_plan(train, likelihood) if plan is None else plan
+    chosen = make_plan(train, likelihood, engine=engine) if plan is None else plan
     if plan is not None:
-        _check_plan(plan, train, likelihood)
+        _check_plan(plan, train, likelihood, engine)
     if hidden is not None:
-        reasons = chosen.reasons | {"hidden": "as asked"}
-        chosen = replace(chosen, hidden=tuple(as_list(hidden)), reasons=reasons)
+        chosen = _with_hidden(chosen, tuple(as_list(hidden)), len(train.names), engine)
     if not all(isinstance(width, int) and width > 0 for width in chosen.hidden):
         raise DataError(f"hidden must be positive whole numbers, not {list(chosen.hidden)}.")
+    if chosen.candidates:
+        chosen = plan_by_evidence(train, chosen)
     if verbose:
         print(chosen)
     dim = len(train.names)
@@ -77,8 +91,70 @@ def neural_ode(
     return model, MeanFieldGuide(model, train)
 
 
-def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str) -> None:
+def plan_by_evidence(
+    train: Trajectories, plan: FitPlan, *, seed: int = 0, progress: bool = True
+) -> FitPlan:
+    """The width that Laplace's evidence chooses, as an ordinary plan.
+
+    The candidates are fitted; from 100 observed numbers on the winner is doubled, to at least 8: an
+    evidence that prefers the smallest field which fits errs on the narrow side.
+
+    Args:
+        train: Training data.
+        plan: Whose other settings are kept; without candidates the widths 4, 8, 16 and 32 compete,
+            and 3, 4, 6 and 8 for fewer than 100 observed numbers.
+        seed: Of the fits.
+        progress: Show bars on anything over two seconds.
+
+    Raises:
+        DataError: If the data cannot be fitted as they are.
+        FitError: If no candidate can be fitted.
+
+    Example:
+        >>> import bayesode as bo
+        >>> train = bo.datasets.van_der_pol(num_series=2, num_times=40).observed
+        >>> plan = replace(bo.plan(train), candidates=(2, 4))
+        >>> plan_by_evidence(train, plan, progress=False).hidden
+        (8,)
+    """
+    is_little = train.num_observed < LITTLE_DATA
+    widths = plan.candidates or (SMALL_WIDTHS if is_little else WIDTHS)
+    settled = replace(plan, candidates=())
+    evidence: dict[int, float] = {}
+    for width in widths:
+        model, _ = neural_ode(train, plan=replace(settled, hidden=(width,)), verbose=False)
+        with warnings.catch_warnings():  # that one is too narrow is what the evidence is to tell
+            warnings.filterwarnings("ignore", message="no trajectory fit")
+            posterior = fit_laplace(model, train, seed=seed, progress=progress)
+        evidence[width] = posterior.log_evidence
+    best = max(evidence, key=lambda width: evidence[width])
+    width = best if is_little else max(8, 2 * best)
+    told = ", ".join(f"{width}: {nats:.1f}" for width, nats in evidence.items())
+    rule = "" if is_little else f", twice the best ({best}), at least 8"
+    reasons = plan.reasons | {"hidden": f"log evidence {told}{rule}"}
+    return replace(settled, hidden=(width,), reasons=reasons)
+
+
+def _with_hidden(plan: FitPlan, hidden: tuple[int, ...], dim: int, engine: str) -> FitPlan:
+    """The plan with widths that were asked for; too many weights for Laplace change the engine."""
+    reasons = plan.reasons | {"hidden": "as asked"}
+    changed = replace(plan, hidden=hidden, reasons=reasons, candidates=())
+    is_asked = engine != "auto" or plan.reasons.get("engine") == "as asked"
+    if is_asked or plan.engine != "laplace" or not all(isinstance(n, int) for n in hidden):
+        return changed
+    chosen, why = choose_engine(count_weights(dim, hidden))
+    return replace(changed, engine=chosen, reasons=reasons | {"engine": why})
+
+
+def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str, engine: str) -> None:
     check_likelihood(plan.likelihood)
+    check_engine(engine)
+    check_engine(plan.engine)
+    if engine not in ("auto", plan.engine):
+        raise DataError(
+            f"engine={engine!r} but the plan says {plan.engine!r}, and its width is for that; make "
+            f"it by bayesode.plan(train, {plan.likelihood!r}, engine={engine!r})."
+        )
     if likelihood not in ("gaussian", plan.likelihood):
         raise DataError(
             f"likelihood={likelihood!r} but the plan says {plan.likelihood!r}; make it by "
@@ -93,9 +169,8 @@ def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str) -> None:
 
 def rebuild(recipe: dict[str, Any], train: Trajectories) -> tuple[DynamicalModel, MeanFieldGuide]:
     """The system that `recipe` (of a saved run) describes, untrained."""
-    settings = dict(recipe["arguments"]["plan"])
-    settings["hidden"] = tuple(settings["hidden"])
-    return SYSTEMS[recipe["system"]](train, plan=FitPlan(**settings), verbose=False)
+    plan = FitPlan.from_config(recipe["arguments"]["plan"])
+    return SYSTEMS[recipe["system"]](train, plan=plan, verbose=False)
 
 
 SYSTEMS = {"neural_ode": neural_ode}

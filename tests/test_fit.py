@@ -24,6 +24,15 @@ def test_wide_models_get_svi(train):
     assert engine == "svi" and "2502" in reason
 
 
+def test_the_plan_of_a_model_decides(train):
+    model, _ = bo.neural_ode(train, hidden=[3], engine="svi", verbose=False)
+    assert choose_engine(model) == ("svi", "as asked")
+    model.recipe["arguments"]["plan"].update(engine="auto")  # saved before there were engines
+    assert choose_engine(model)[0] == "laplace"
+    model.recipe = None  # a model of one's own
+    assert choose_engine(model)[0] == "laplace"
+
+
 def test_an_engine_that_is_asked_for_is_taken(train, monkeypatch):
     seen = {}
 

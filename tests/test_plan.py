@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ import torch
 import bayesode as bo
 from bayesode import systems
 from bayesode.errors import DataError, ShapeError
-from bayesode.plan import LARGEST_STEP, MAX_SUBSTEPS
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS
+from bayesode.plan import (
+    LARGEST_STEP,
+    MAX_LAPLACE_WEIGHTS,
+    MAX_SUBSTEPS,
+    choose_engine,
+    count_weights,
+)
 from bayesode.trajectories import Trajectories
 
 
@@ -20,7 +28,125 @@ def sine(num_times: int = 30, num_series: int = 1, horizon: float = 6.0, **chang
     return Trajectories(times, values, **{"names": ["x", "y"]} | changes)
 
 
+# ---- engines -------------------------------------------------------------------------------------
+def test_engine_follows_the_number_of_weights():
+    for num_weights in (10, MAX_LAPLACE_WEIGHTS, MAX_LAPLACE_WEIGHTS + 1):
+        engine, reason = choose_engine(num_weights)
+        assert engine == ("laplace" if num_weights <= MAX_LAPLACE_WEIGHTS else "svi")
+        assert str(num_weights) in reason
+    assert MAX_LAPLACE_WEIGHTS == MAX_WEIGHTS  # of the engine itself
+
+
+def test_weights_are_counted_as_the_network_counts_them():
+    for dim, hidden in ((2, [16]), (3, [5, 4]), (1, [])):
+        assert count_weights(dim, hidden) == bo.BayesianMLP(dim, hidden, dim).num_weights
+
+
+def test_engine_is_laplace_for_few_components_and_svi_for_wide_networks():
+    assert bo.plan(sine(50, 4)).engine == "laplace"
+    chosen = bo.plan(sine(50, 4), width=500)
+    assert chosen.engine == "svi" and chosen.hidden == (500,)
+    assert "2502 random numbers" in chosen.reasons["engine"]
+    assert bo.plan(sine(50, 4), width=500, engine="laplace").engine == "laplace"
+
+
+def test_a_state_of_many_components_gets_svi_and_its_width():
+    times = torch.linspace(0, 6, 40, dtype=torch.float64)
+    values = torch.stack([torch.sin(times + k) for k in range(40)], -1)[None]
+    chosen = bo.plan(Trajectories(times, values))  # 41 * 32 + 33 * 40 weights
+    assert chosen.engine == "svi" and chosen.hidden == (8,)
+
+
+@pytest.mark.parametrize("engine", ["nuts", "", None, ["svi"]], ids=str)
+def test_unknown_engines_are_refused(engine):
+    with pytest.raises(DataError, match="engine must be one of"):
+        bo.plan(sine(), engine=engine)
+    with pytest.raises(DataError, match="engine must be one of"):
+        bo.neural_ode(sine(), engine=engine, verbose=False)
+    with pytest.raises(DataError, match="engine must be one of"):
+        bo.neural_ode(sine(), plan=replace(bo.plan(sine()), engine=engine), verbose=False)
+
+
+def test_another_engine_than_the_plans_is_refused():
+    with pytest.raises(DataError, match="the plan says 'laplace', and its width is for that"):
+        bo.neural_ode(sine(), plan=bo.plan(sine()), engine="svi", verbose=False)
+
+
+def test_engine_of_neural_ode_gives_its_width_and_is_in_the_recipe():
+    for engine, width in (("auto", 16), ("laplace", 16), ("svi", 32)):
+        model, _ = bo.neural_ode(sine(50, 10), engine=engine, verbose=False)
+        assert model.field.config["hidden"] == [width]
+        planned = model.recipe["arguments"]["plan"]["engine"]
+        assert planned == ("laplace" if engine == "auto" else engine)
+
+
+def test_widths_that_are_asked_for_decide_the_engine_unless_it_was_asked_for():
+    cases = [({"hidden": [500]}, "svi"), ({"hidden": [500], "engine": "laplace"}, "laplace")]
+    cases += [({"hidden": [4], "engine": "svi"}, "svi"), ({"hidden": [4]}, "laplace")]
+    for arguments, engine in cases:
+        model, _ = bo.neural_ode(sine(50, 4), **arguments, verbose=False)
+        assert model.recipe["arguments"]["plan"]["engine"] == engine
+    planned = replace(bo.plan(sine(50, 4)), engine="svi")
+    model, _ = bo.neural_ode(sine(50, 4), plan=planned, hidden=[4], verbose=False)
+    assert model.recipe["arguments"]["plan"]["engine"] == "svi"
+
+
+# ---- widths by evidence --------------------------------------------------------------------------
+@pytest.mark.parametrize("width", ["wide", 0, -3, 2.5, True, None, [8]], ids=str)
+def test_unknown_width_rules_are_refused(width):
+    with pytest.raises(DataError, match="width must be 'rule', 'evidence' or a positive number"):
+        bo.plan(sine(), width=width)
+
+
+def test_evidence_needs_the_engine_that_gives_one():
+    with pytest.raises(DataError, match="width='evidence' is Laplace's"):
+        bo.plan(sine(), width="evidence", engine="svi")
+
+
+def test_a_plan_by_evidence_only_records_the_candidates():
+    large, small = (bo.plan(sine(50, n), width="evidence") for n in (4, 1))
+    assert large.candidates == (4, 8, 16, 32) and large.engine == "laplace"
+    assert "one of 4, 8, 16, 32" in str(large)
+    assert bo.plan(sine(30), width="evidence").candidates == (3, 4, 6, 8)
+    assert small.candidates == (4, 8, 16, 32)  # 100 numbers are not few
+    assert bo.plan(sine()).candidates == ()
+
+
+@pytest.mark.parametrize(
+    ("num_series", "evidence", "width"),
+    [
+        (4, {4: 1.0, 8: 3.0, 16: 2.0, 32: 0.0}, 16),  # twice the winner
+        (4, {4: 5.0, 8: 3.0, 16: 2.0, 32: 0.0}, 8),
+        (4, {2: 5.0, 3: 3.0}, 8),  # never below 8
+        (1, {3: 1.0, 4: 2.0, 6: 0.0, 8: 0.0}, 4),  # little data: the winner itself
+    ],
+)
+def test_the_evidence_decides_the_width(monkeypatch, num_series, evidence, width):
+    data = sine(40, num_series)
+
+    def fit(model, train, **settings):
+        return SimpleNamespace(log_evidence=evidence[model.field.config["hidden"][0]])
+
+    monkeypatch.setattr(systems, "fit_laplace", fit)
+    asked = replace(bo.plan(data, width="evidence"), candidates=tuple(evidence))
+    chosen = systems.plan_by_evidence(data, asked)
+    assert chosen.hidden == (width,) and chosen.candidates == ()
+    assert all(f"{h}: {nats:.1f}" in chosen.reasons["hidden"] for h, nats in evidence.items())
+    model, _ = bo.neural_ode(data, plan=asked, verbose=False)
+    assert model.field.config["hidden"] == [width]
+    again, _ = systems.rebuild(model.recipe, data)  # nothing is fitted anew
+    assert again.recipe == model.recipe
+
+
 # ---- widths and steps ----------------------------------------------------------------------------
+@pytest.mark.parametrize("num_series", [4, 10, 40])
+def test_laplace_gets_sixteen_units_or_thirty_two_for_three_components(num_series):
+    data = sine(50, num_series)
+    assert bo.plan(data).hidden == (16,)
+    third = torch.cat([data.values, data.values[..., :1] * 2], -1)
+    assert bo.plan(Trajectories(data.times, third)).hidden == (32,)
+
+
 @pytest.mark.parametrize(
     ("num_series", "num_times", "width"),
     [
@@ -33,7 +159,7 @@ def sine(num_times: int = 30, num_series: int = 1, horizon: float = 6.0, **chang
     ],
 )
 def test_width_gives_about_one_weight_for_six_observed_numbers(num_series, num_times, width):
-    chosen = bo.plan(sine(num_times, num_series))
+    chosen = bo.plan(sine(num_times, num_series), engine="svi")
     assert chosen.hidden == (width,)
     assert f"{2 * num_series * num_times} observed numbers" in chosen.reasons["hidden"]
 
@@ -41,7 +167,7 @@ def test_width_gives_about_one_weight_for_six_observed_numbers(num_series, num_t
 def test_missing_values_do_not_count_for_the_width():
     mask = torch.ones(5, 40, dtype=torch.bool)
     mask[:, 1::2] = False
-    chosen = bo.plan(sine(40, 5, mask=mask))  # (200 / 6 - 2) / 5 = 6.3, so 8
+    chosen = bo.plan(sine(40, 5, mask=mask), engine="svi")  # (200 / 6 - 2) / 5 = 6.3, so 8
     assert chosen.hidden == (8,)
     assert "200 observed numbers" in chosen.reasons["hidden"]
 
@@ -65,13 +191,22 @@ def test_rare_gaps_do_not_decide_the_step():
     assert chosen.step == pytest.approx(6 / 299 / chosen.units["time_unit"], rel=1e-9)
 
 
-def test_long_gaps_are_cut_into_no_more_than_eight_parts_and_the_plan_says_so():
-    times = torch.cat([torch.linspace(0, 6, 60), 6 + 3 * torch.arange(1, 11)]).double()
+def test_few_times_get_forty_steps_even_if_the_smoother_sees_no_movement():
+    data = bo.datasets.van_der_pol(num_series=25, num_times=5).observed
+    chosen = bo.plan(data)
+    unit = chosen.units["time_unit"]
+    assert unit > 3  # a guess: the true speed gives .87
+    assert 10 / unit / chosen.step == pytest.approx(40)
+    assert "40 in all" in chosen.reasons["step"]
+
+
+def test_long_gaps_are_cut_into_no_more_than_so_many_parts_and_the_plan_says_so():
+    times = torch.cat([torch.linspace(0, 6, 60), 6 + 9 * torch.arange(1, 11)]).double()
     chosen = bo.plan(Trajectories(times, torch.stack([times.sin(), times.cos()], -1)[None]))
-    gap = 3.0 / chosen.units["time_unit"]
-    assert gap > 10 * LARGEST_STEP and MAX_SUBSTEPS == 8
-    assert chosen.step == pytest.approx(gap / 8, rel=1e-9)
-    assert "8 in a long gap" in chosen.reasons["step"]
+    gap = 9.0 / chosen.units["time_unit"]
+    assert gap > 1.1 * MAX_SUBSTEPS * LARGEST_STEP
+    assert chosen.step == pytest.approx(gap / MAX_SUBSTEPS, rel=1e-9)
+    assert f"{MAX_SUBSTEPS} in a long gap" in chosen.reasons["step"]
     assert "the most that are taken" in chosen.reasons["step"]
     assert "the most" not in bo.plan(sine()).reasons["step"]
 
@@ -120,7 +255,8 @@ def test_plan_scales_with_the_users_units():
 # ---- what a plan shows ---------------------------------------------------------------------------
 def test_every_setting_has_a_reason():
     chosen = bo.plan(sine())
-    assert set(chosen.reasons) == {"likelihood", "units", "hidden", "step", "prior_scale"}
+    settings = {"likelihood", "units", "engine", "hidden", "step", "prior_scale"}
+    assert set(chosen.reasons) == settings
     assert all(isinstance(reason, str) and reason for reason in chosen.reasons.values())
 
 
@@ -137,7 +273,8 @@ def test_printed_plan_has_a_line_per_setting_with_reasons_in_one_column():
         assert all(line[columns[0] - 2 : columns[0]] == "  " for line in lines)
         assert likelihood in lines[0] and chosen.units["transform"] in lines[1]
         assert f"{chosen.units['time_unit']:.4g}" in lines[1]
-        assert f" {chosen.hidden[0]} " in lines[2] and f"{chosen.step:.3g}" in lines[3]
+        assert f" {chosen.engine} " in lines[2]
+        assert f" {chosen.hidden[0]} " in lines[3] and f"{chosen.step:.3g}" in lines[4]
         assert max(map(len, lines)) <= 120
 
 
@@ -151,8 +288,14 @@ def test_printed_plan_shows_what_was_edited():
 def test_config_is_plain_and_rebuilds_the_plan():
     chosen = bo.plan(sine())
     settings = json.loads(json.dumps(chosen.config))
-    again = bo.FitPlan(**settings | {"hidden": tuple(settings["hidden"])})
-    assert again == chosen
+    assert bo.FitPlan.from_config(settings) == chosen
+
+
+def test_plans_that_were_saved_before_there_were_engines_still_load():
+    old = {k: v for k, v in bo.plan(sine()).config.items() if k not in ("engine", "candidates")}
+    loaded = bo.FitPlan.from_config(json.loads(json.dumps(old)))
+    assert loaded.engine == "auto" and loaded.candidates == ()
+    bo.neural_ode(sine(), plan=loaded, verbose=False)
 
 
 def test_planning_and_composing_change_neither_data_nor_random_state():

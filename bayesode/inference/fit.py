@@ -31,8 +31,9 @@ def fit(
         model: The generative model.
         guide: For SVI; Laplace does not need it.
         train: Training data.
-        engine: "auto", "laplace" or "svi". "auto" takes Laplace for models in data space with at
-            most 2,000 random numbers in the field, whose bands hold best, and SVI otherwise.
+        engine: "auto", "laplace" or "svi". "auto" follows the plan of a model that has one; else it
+            takes Laplace for models in data space with at most 2,000 random numbers in the field,
+            whose bands hold best, and SVI otherwise.
         seed: Same seed, same posterior; None takes one from torch's generator.
         progress: Show a bar on anything over two seconds.
 
@@ -46,7 +47,7 @@ def fit(
     Example:
         >>> import bayesode as bo
         >>> train = bo.datasets.van_der_pol(num_series=3, num_times=30).observed
-        >>> model, guide = bo.neural_ode(train, hidden=[4], verbose=False)
+        >>> model, guide = bo.neural_ode(train, hidden=[8], verbose=False)
         >>> bo.fit(model, guide, train, seed=0, progress=False).settings["engine"]
         'laplace'
     """
@@ -62,7 +63,11 @@ def fit(
 
 
 def choose_engine(model: DynamicalModel) -> tuple[str, str]:
-    """The engine for a model, and why."""
+    """The engine for a model, and why: as its plan says, or by what the model is."""
+    plan = ((model.recipe or {}).get("arguments") or {}).get("plan") or {}
+    planned = plan.get("engine", "auto")
+    if planned != "auto":
+        return planned, plan.get("reasons", {}).get("engine", "as planned")
     if not hasattr(model.likelihood, "working_response"):
         name = type(model.likelihood).__name__
         return "svi", f"{name} does not show the state in data space, which Laplace needs"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,21 @@ from bayesode.inputs import Inputs
 from bayesode.trajectories import Trajectories
 
 FORMAT = 1
-FILES = ("config.json", "history.json", "model.pt", "guide.pt", "store.pt", "train.npz")
+FILES = ("config.json", "history.json", "model.pt", "guide.pt", "store.pt", "train.npz", "member-*")
 
 
 def save(posterior: Any, folder: Path) -> Path:
+    """Write a run; see `write_run`."""
+    return write_run(folder, lambda fresh: _write(posterior, fresh))
+
+
+def write_run(folder: Path, write: Callable[[Path], None]) -> Path:
     """Write a run beside its place, then swap it in: a failure leaves the old run whole.
 
     Other files in the folder (pictures, notes) stay.
+
+    Raises:
+        DataError: If the folder holds something else than a run, or cannot be written.
     """
     place = folder.resolve()
     _check_place(place)
@@ -39,7 +48,7 @@ def save(posterior: Any, folder: Path) -> Path:
                 own = shutil.ignore_patterns(*FILES)
                 shutil.copytree(place, fresh, ignore=own, symlinks=True)
             fresh.mkdir(exist_ok=True)
-            _write(posterior, fresh)
+            write(fresh)
             _swap(fresh, place, old)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         raise DataError(f"the run cannot be written to {folder}: {error}") from error

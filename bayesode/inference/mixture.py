@@ -1,0 +1,326 @@
+"""Several posteriors of the same data as one: what no single width knows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import DataError
+from bayesode.inference import arviz, storage
+from bayesode.inference.ensemble import Ensemble
+from bayesode.inference.hold_out import HoldOut, inflated
+from bayesode.inference.posterior import Posterior
+from bayesode.inference.randomness import seeded
+from bayesode.models.contracts import unnest
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+
+
+class Mixture:
+    """A mixture of posteriors that were fitted to the same data in the same units.
+
+    Args:
+        members: Posteriors whose models have the same units and the same likelihood.
+        weights: Of the members, non-negative; equal by default.
+        hold_out: What forecasts were worth on held-out times; its inflation acts on predictions
+            after each series' last training time.
+        settings: How it was made, plain values.
+
+    Raises:
+        DataError: If there is no member, the members differ in what they must share, or the weights
+            are none.
+
+    Example:
+        >>> import bayesode as bo
+        >>> train = bo.datasets.van_der_pol(num_series=2, num_times=20).observed
+        >>> fits = []
+        >>> for width in (2, 3):
+        ...     model, _ = bo.neural_ode(train, hidden=[width], verbose=False)
+        ...     fits.append(bo.fit_laplace(model, train, seed=0, progress=False))
+        >>> Mixture(fits).predict(train, num_draws=10, seed=0).values.shape
+        torch.Size([10, 2, 20, 2])
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Posterior],
+        *,
+        weights: Sequence[float] | None = None,
+        hold_out: HoldOut | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.members, self.hold_out = tuple(members), hold_out
+        self.weights = _shares(weights, len(self.members))
+        _check_members(self.members)
+        self.settings = {"engine": "mixture"} | dict(settings or {})
+
+    def __repr__(self) -> str:
+        return f"Mixture({len(self.members)} members, {self.train!r})"
+
+    def __str__(self) -> str:
+        pairs = zip(self.members, self.weights, strict=True)
+        title = f"Mixture of {len(self.members)}"
+        return "\n".join([title, *(_described(*pair) for pair in pairs), self.note])
+
+    @property
+    def note(self) -> str:
+        """What the hold-out says, in words."""
+        if self.hold_out is not None:
+            return str(self.hold_out)
+        return self.settings.get("hold_out", "Nothing was held out: look at scores on new data.")
+
+    @property
+    def train(self) -> Trajectories:
+        """The data of the fits."""
+        return self.members[0].train
+
+    @property
+    def best(self) -> Posterior:
+        """The member with the largest weight, of equal ones that with the largest evidence."""
+        ranks = [
+            (weight, getattr(member.guide, "log_evidence", torch.tensor(0.0)).item())
+            for member, weight in zip(self.members, self.weights, strict=True)
+        ]
+        return self.members[max(range(len(ranks)), key=ranks.__getitem__)]
+
+    @property
+    def model(self) -> DynamicalModel:
+        """The model of the best member, with the units and the likelihood of all."""
+        return self.best.model
+
+    @property
+    def log_evidence(self) -> float:
+        """Log of the weighted mean of the members' evidences, nats, values in users' units.
+
+        Raises:
+            DataError: If a member has none.
+        """
+        parts = [
+            math.log(weight) + member.log_evidence
+            for member, weight in zip(self.members, self.weights, strict=True)
+            if weight > 0
+        ]
+        return torch.tensor(parts, dtype=torch.float64).logsumexp(0).item()
+
+    @property
+    def inflation(self) -> float:
+        """Factor of the variance of forecasts."""
+        return 1.0 if self.hold_out is None else self.hold_out.inflation
+
+    # ---- draws -----------------------------------------------------------------------------------
+    def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws of the sites that all members share, in users' units: x0 and the noise."""
+        with seeded(seed):
+            parts = [member.draws(count) for member, count in self._parts(num_draws)]
+            return _joined(parts, torch.randperm(num_draws).to(self.train.start.device))
+
+    def predict(
+        self,
+        trajectories: Trajectories,
+        *,
+        num_draws: int = 200,
+        seed: int | None = None,
+        solver: Any = None,
+    ) -> Ensemble:
+        """The predictive ensemble: draws of the members in the shares of their weights.
+
+        After a series' last training time the predictive variance, on the scale of the units'
+        transform, is multiplied by the inflation: the paths spread, the noise stays as it is.
+
+        Args:
+            trajectories: As in `Posterior.predict`.
+            num_draws: Of all members together; where they do not divide, chance decides.
+            seed: Same seed, same draws.
+            solver: As in `Posterior.predict`.
+
+        Raises:
+            DataError: As `Posterior.predict`.
+        """
+        with seeded(seed):
+            parts = [
+                member.predict(trajectories, num_draws=count, solver=solver)
+                for member, count in self._parts(num_draws)
+            ]
+            return self._combined(parts)
+
+    def field(
+        self,
+        states: Tensor,
+        *,
+        num_draws: int = 100,
+        seed: int | None = None,
+        time: float | None = None,
+    ) -> Tensor:
+        """Draws of the vector field dx/dt, as `Posterior.field`; without inflation."""
+        with seeded(seed):
+            parts = [
+                member.field(states, num_draws=count, time=time)
+                for member, count in self._parts(num_draws)
+            ]
+        return torch.cat(parts)
+
+    def condition(
+        self, new: Trajectories, *, num_draws: int = 200, seed: int | None = None
+    ) -> Mixture:
+        """The mixture for new series, each member conditioned as by `Posterior.condition`.
+
+        Weights stay those of the fit. Inflation acts on forecasts of the new series, too.
+        """
+        with seeded(seed):
+            members = [member.condition(new, num_draws=num_draws) for member in self.members]
+        return Mixture(
+            members,
+            weights=self.weights,
+            hold_out=self.hold_out,
+            settings=self.settings | {"conditioned": {"num_draws": num_draws}},
+        )
+
+    # ---- out -------------------------------------------------------------------------------------
+    def to_arviz(
+        self, trajectories: Trajectories | None = None, *, num_draws: int = 500, seed: int = 0
+    ) -> Any:
+        """ArviZ data as `Posterior.to_arviz`, of the sites that all members share."""
+        data = self.train if trajectories is None else trajectories
+        ensemble = self.predict(data, num_draws=num_draws, seed=seed)
+        labels = self.model.labels()
+        return arviz.inference_data(ensemble, data, labels)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write all members and what joins them; `bayesode.load(folder)` reads it.
+
+        Raises:
+            DataError: If the folder holds something else than a run, or cannot be written.
+        """
+        return storage.write_run(Path(folder), self._write)
+
+    def _write(self, folder: Path) -> None:
+        config = {
+            "format": storage.FORMAT,
+            "recipe": None,
+            "parts": {},
+            "dtype": str(self.train.values.dtype).removeprefix("torch."),  # type: ignore[union-attr]
+            "settings": self.settings,
+            "mixture": {
+                "weights": list(self.weights),
+                "hold_out": None if self.hold_out is None else self.hold_out.config,
+            },
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        for row, member in enumerate(self.members):
+            member.save(folder / f"member-{row}")
+
+    # ---- inside ----------------------------------------------------------------------------------
+    def _parts(self, num_draws: int) -> list[tuple[Posterior, int]]:
+        """Members with their numbers of draws; those without a draw are left out."""
+        if num_draws < 1:
+            raise DataError(f"num_draws must be positive, not {num_draws}.")
+        exact = torch.tensor(self.weights, dtype=torch.float64) * num_draws
+        counts = (exact + 1e-9).floor()
+        if missing := num_draws - int(counts.sum()):
+            counts[torch.multinomial((exact - counts).clamp_min(0), missing)] += 1
+        pairs = zip(self.members, counts.long().tolist(), strict=True)
+        return [(member, count) for member, count in pairs if count]
+
+    def _combined(self, parts: list[Ensemble]) -> Ensemble:
+        first = parts[0]
+        order = torch.randperm(sum(len(part.path) for part in parts)).to(first.path.device)
+        path = torch.cat([part.path for part in parts])[order]
+        failed = torch.cat([part.failed for part in parts])[order]
+        values = torch.cat([part.values for part in parts])[order]
+        draws = _joined([part.draws for part in parts], order)
+        sites = {site: value.unsqueeze(1) for site, value in unnest("likelihood", draws).items()}
+        likelihood: Any = self.model.likelihood
+        observe = likelihood.build(sites, first.trajectories.inputs)
+        if self.inflation > 1:
+            wide = inflated(path, failed, likelihood.fisher(path, sites), self.inflation)
+            path = torch.where(self._is_ahead(first.trajectories), wide, path)
+            values = observe(path, None).sample()
+        return Ensemble(
+            trajectories=first.trajectories,
+            path=path,
+            observe=observe,
+            failed=failed,
+            values=values,
+            draws=draws,
+            units=first.units,
+            train=self.train,
+            solver_error=lambda: max(part.solver_error for part in parts),
+            path_sd=lambda: _sd(path, failed, parts),
+        )
+
+    def _is_ahead(self, question: Trajectories) -> Tensor:
+        """Times after the last observed one of each series, (series, time, 1)."""
+        seen = self.train.mask.flatten(2).any(-1)  # type: ignore[union-attr]
+        last = torch.where(seen, self.train.grid, -torch.inf).amax(-1)
+        rows = self.train.positions(question.series)
+        return (question.grid.to(last) > last[rows, None]).unsqueeze(-1)
+
+
+def _sd(path: Tensor, failed: Tensor, parts: Sequence[Ensemble]) -> Tensor:
+    """Sd of the joined paths; above 1, too, where most members say that data determine nothing."""
+    kept = torch.where(failed[:, :, None, None], torch.nan, path)
+    between = (kept - kept.nanmean(0)).square().nanmean(0).sqrt()
+    doubt = torch.stack([part.undetermined for part in parts]).double().mean(0)
+    return between.maximum(2 * doubt.to(between))
+
+
+def _joined(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
+    """Draws of the parts of the model that have the same sites and shapes in all members."""
+    groups = [_groups(part) for part in parts]
+    shared = [name for name in groups[0] if all(g.get(name) == groups[0][name] for g in groups)]
+    return {
+        site: torch.cat([part[site] for part in parts])[order]
+        for site in parts[0]
+        if _group(site) in shared
+    }
+
+
+def _groups(draws: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes per site of each part of a model, as "field.network"."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for site, value in draws.items():
+        found.setdefault(_group(site), {})[site] = tuple(value.shape[1:])
+    return found
+
+
+def _group(site: str) -> str:
+    return site.rpartition(".")[0]
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Weights that add up to 1."""
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    is_usable = all(0 <= weight < math.inf for weight in given) and sum(given) > 0
+    if len(given) != count or not is_usable:
+        raise DataError(
+            f"a mixture needs a member or more and one weight >= 0 for each, not {given} for "
+            f"{count} members."
+        )
+    return tuple(weight / sum(given) for weight in given)
+
+
+def _check_members(members: Sequence[Posterior]) -> None:
+    first = members[0]
+    for member in members[1:]:
+        is_same = member.train.series == first.train.series and torch.equal(
+            member.train.start, first.train.start
+        )
+        if not is_same or member.model.units.config != first.model.units.config:
+            raise DataError("the members of a mixture share series, starts and units of the model.")
+        kinds = [type(one.model.likelihood).__name__ for one in (first, member)]
+        if kinds[0] != kinds[1]:
+            raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
+
+
+def _described(member: Posterior, weight: float) -> str:
+    config = getattr(member.model.field, "config", {})
+    hidden = "x".join(map(str, config.get("hidden", []))) or type(member.model.field).__name__
+    evidence = getattr(member.guide, "log_evidence", None)
+    told = "" if evidence is None else f", log evidence {evidence.item():.1f}"
+    return f"  hidden {hidden}, weight {weight:.2g}{told}"
