@@ -11,10 +11,17 @@ from typing import Any
 import torch
 
 from bayesode.errors import DataError
+from bayesode.models.likelihoods.counts import SMALLEST_COUNT
 from bayesode.trajectories import Trajectories
 from bayesode.units import Units
 
-TRANSFORM_OF = {"gaussian": "identity", "lognormal": "log"}
+TRANSFORM_OF = {
+    "gaussian": "identity",
+    "student_t": "identity",
+    "lognormal": "log",
+    "poisson": "log",
+}
+SMALLEST = {"poisson": SMALLEST_COUNT}  # zeros have no logarithm
 ENGINES = ("auto", "laplace", "svi")
 WIDTH_RULES = ("rule", "evidence")
 MAX_LAPLACE_WEIGHTS = 2000  # the whole posterior covariance is inverted
@@ -36,7 +43,7 @@ class FitPlan:
     `print(plan)` shows both; `neural_ode(train, plan=plan)` takes it.
 
     Args:
-        likelihood: "gaussian" or "lognormal".
+        likelihood: "gaussian", "student_t", "lognormal" or "poisson".
         units: Constructor arguments of `Units`.
         hidden: Widths of the hidden layers.
         step: Largest solver step, in dimensionless time.
@@ -99,7 +106,8 @@ def plan(
 
     Args:
         train: Training data, values (series, time, component).
-        likelihood: "gaussian", or "lognormal" for positive data that vary by factors.
+        likelihood: "gaussian", "student_t" (noise with outliers), "lognormal" (positive data that
+            vary by factors) or "poisson" (counts).
         engine: "laplace", "svi", or "auto": Laplace for at most 2,000 weights, whose bands hold
             best, else SVI.
         width: Of the hidden layer: "rule", "evidence" (several are fitted before the model is
@@ -118,7 +126,9 @@ def plan(
     check_likelihood(likelihood)
     check_engine(engine)
     check_width(width, engine)
-    units = Units.from_data(train, transform=TRANSFORM_OF[likelihood])
+    units = Units.from_data(
+        train, transform=TRANSFORM_OF[likelihood], smallest=SMALLEST.get(likelihood)
+    )
     num_observed, dim = train.num_observed, len(train.names)
     hidden, why_hidden = (
         _width(num_observed, dim, "laplace") if isinstance(width, str) else _asked(width)

@@ -14,7 +14,12 @@ from bayesode.inference.laplace import fit_laplace
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.fields import BayesianMLP
 from bayesode.models.initial import NormalInitial
-from bayesode.models.likelihoods import GaussianLikelihood, LogNormalLikelihood
+from bayesode.models.likelihoods import (
+    GaussianLikelihood,
+    LogNormalLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from bayesode.models.solvers import FixedGridSolver
 from bayesode.plan import (
     LITTLE_DATA,
@@ -30,7 +35,12 @@ from bayesode.plan import plan as make_plan
 from bayesode.trajectories import Trajectories
 from bayesode.units import Units
 
-LIKELIHOODS = {"gaussian": GaussianLikelihood, "lognormal": LogNormalLikelihood}
+LIKELIHOODS = {
+    "gaussian": GaussianLikelihood,
+    "student_t": StudentTLikelihood,
+    "lognormal": LogNormalLikelihood,
+    "poisson": PoissonLikelihood,
+}
 
 
 def neural_ode(
@@ -46,7 +56,8 @@ def neural_ode(
 
     Args:
         train: Training data, values (series, time, component).
-        likelihood: "gaussian", or "lognormal" for positive data that vary by factors.
+        likelihood: "gaussian", "student_t" (noise with outliers), "lognormal" (positive data that
+            vary by factors) or "poisson" (counts).
         hidden: Widths of the hidden layers, in place of the plan's.
         engine: "laplace", "svi" or "auto", as in `bayesode.plan`: the width depends on it.
         plan: Made by `bayesode.plan(train, likelihood, engine=engine)` if not given; a given one

@@ -106,6 +106,7 @@ class Units(Float64Module):
         *,
         transform: str = "identity",
         hidden: Mapping[str, float] | None = None,
+        smallest: float | None = None,
     ) -> Units:
         """Units in which the data have mean 0, sd 1 and, smoothed, a root mean square speed of 1.
 
@@ -114,6 +115,7 @@ class Units(Float64Module):
             transform: "log" for positive data that vary by factors.
             hidden: State components that are not observed, {name: scale}, the scale in users'
                 units; under "log" it is their typical size, and the sd of their logarithm is 1.
+            smallest: What values below it count as, under "log": .5 for counts with zeros.
 
         Raises:
             ShapeError: If the data are not vectors.
@@ -122,7 +124,7 @@ class Units(Float64Module):
         """
         if transform not in TRANSFORMS:
             raise DataError(f"transform must be one of {TRANSFORMS}, not {transform!r}.")
-        values, mask = _observed(train, transform)
+        values, mask = _observed(train, transform, smallest)
         grid = train.grid
         location = torch.where(mask, values, 0.0).sum((0, 1)) / mask.sum((0, 1))
         deviation = torch.where(mask, values - location, 0.0)
@@ -218,7 +220,7 @@ def _numbers(name: str, value: Any) -> Tensor:
     return number
 
 
-def _observed(train: Trajectories, transform: str) -> tuple[Tensor, Tensor]:
+def _observed(train: Trajectories, transform: str, smallest: float | None) -> tuple[Tensor, Tensor]:
     if not isinstance(train, Trajectories):
         raise DataError(
             f"Trajectories are needed, not {type(train).__name__} (of simulated data: .observed)."
@@ -243,6 +245,7 @@ def _observed(train: Trajectories, transform: str) -> tuple[Tensor, Tensor]:
         )
     values = train.values.to(torch.float64)
     if transform == "log":
+        values = values if smallest is None else values.clamp_min(smallest)
         is_wrong = train.mask & ~(values > 0)
         if is_wrong.any():
             row, step, component = (int(i) for i in is_wrong.nonzero()[0])

@@ -1,4 +1,4 @@
-"""Fit a Bayesian neural ODE to the Hudson Bay lynx and hare record and forecast six years."""
+"""Fit the Hudson Bay lynx and hare record by mean-field SVI and forecast six years."""
 
 import os
 
@@ -9,7 +9,7 @@ SMALL = "BAYESODE_SMALL" in os.environ  # a few steps, to see that the script ru
 trajectories = bo.datasets.lynx_hare()
 train, test = trajectories.split(time=1914)
 
-model, guide = bo.neural_ode(train, likelihood="lognormal")  # prints the plan
+model, guide = bo.neural_ode(train, likelihood="lognormal", engine="svi")  # prints the plan
 posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=20 if SMALL else None)
 print(posterior.elbo_terms())
 

@@ -206,3 +206,20 @@ def test_noise_of_student_t_maximises_its_own_evidence():
 def test_freedom_without_a_variance_is_refused(freedom):
     with pytest.raises(bo.DataError, match="above 2"):
         StudentTLikelihood(2, freedom=freedom)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "student_t"])
+def test_systems_and_saved_runs_know_the_likelihood(likelihood, tmp_path):
+    train, _ = counts(num_series=2, num_times=20, size=8.0)
+    assert (train.values == 0).any()
+    model, guide = bo.neural_ode(train, likelihood=likelihood, hidden=[3], verbose=False)
+    posterior = bo.fit(model, guide, train, seed=0, progress=False)
+    ensemble = posterior.predict(train, num_draws=50, seed=0)
+    table = bo.diagnostics.score_table(ensemble, train)
+    assert table.notna().all(axis=None)
+    again = bo.load(posterior.save(tmp_path / "run")).predict(train, num_draws=50, seed=0)
+    torch.testing.assert_close(again.values, ensemble.values)
+    bo.diagnostics.diagnose(posterior)
+    svi = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+    assert svi.predict(train, num_draws=5, seed=0).values.isfinite().all()
+    assert svi.condition(train.until(2.0), num_draws=5, seed=0).train.num_series == 2

@@ -307,9 +307,9 @@ def test_planning_and_composing_change_neither_data_nor_random_state():
 
 
 # ---- what is refused -----------------------------------------------------------------------------
-@pytest.mark.parametrize("likelihood", ["poisson", "Gaussian", "", None, ["gaussian"]], ids=str)
+@pytest.mark.parametrize("likelihood", ["binomial", "Gaussian", "", None, ["gaussian"]], ids=str)
 def test_unknown_likelihoods_are_refused(likelihood):
-    words = r"likelihood must be one of \['gaussian', 'lognormal'\]"
+    words = r"likelihood must be one of \['gaussian', 'lognormal', 'poisson', 'student_t'\]"
     with pytest.raises(DataError, match=words):
         bo.plan(sine(), likelihood)
     with pytest.raises(DataError, match=words):
