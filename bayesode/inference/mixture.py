@@ -15,6 +15,7 @@ from bayesode.errors import DataError
 from bayesode.inference import arviz, storage
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.hold_out import HoldOut, inflated
+from bayesode.inference.members import check_members, described, joined_draws, shares
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.models.contracts import unnest
@@ -56,8 +57,8 @@ class Mixture:
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.members, self.hold_out = tuple(members), hold_out
-        self.weights = _shares(weights, len(self.members))
-        _check_members(self.members)
+        self.weights = shares(weights, len(self.members))
+        check_members(self.members)
         self.settings = {"engine": "mixture"} | dict(settings or {})
 
     def __repr__(self) -> str:
@@ -66,7 +67,7 @@ class Mixture:
     def __str__(self) -> str:
         pairs = zip(self.members, self.weights, strict=True)
         title = f"Mixture of {len(self.members)}"
-        return "\n".join([title, *(_described(*pair) for pair in pairs), self.note])
+        return "\n".join([title, *(described(*pair) for pair in pairs), self.note])
 
     @property
     def note(self) -> str:
@@ -118,7 +119,7 @@ class Mixture:
         """Draws of the sites that all members share, in users' units: x0 and the noise."""
         with seeded(seed):
             parts = [member.draws(count) for member, count in self._parts(num_draws)]
-            return _joined(parts, torch.randperm(num_draws).to(self.train.start.device))
+            return joined_draws(parts, torch.randperm(num_draws).to(self.train.start.device))
 
     def predict(
         self,
@@ -233,7 +234,7 @@ class Mixture:
         path = torch.cat([part.path for part in parts])[order]
         failed = torch.cat([part.failed for part in parts])[order]
         values = torch.cat([part.values for part in parts])[order]
-        draws = _joined([part.draws for part in parts], order)
+        draws = joined_draws([part.draws for part in parts], order)
         sites = {site: value.unsqueeze(1) for site, value in unnest("likelihood", draws).items()}
         likelihood: Any = self.model.likelihood
         observe = likelihood.build(sites, first.trajectories.inputs)
@@ -268,59 +269,3 @@ def _sd(path: Tensor, failed: Tensor, parts: Sequence[Ensemble]) -> Tensor:
     between = (kept - kept.nanmean(0)).square().nanmean(0).sqrt()
     doubt = torch.stack([part.undetermined for part in parts]).double().mean(0)
     return between.maximum(2 * doubt.to(between))
-
-
-def _joined(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
-    """Draws of the parts of the model that have the same sites and shapes in all members."""
-    groups = [_groups(part) for part in parts]
-    shared = [name for name in groups[0] if all(g.get(name) == groups[0][name] for g in groups)]
-    return {
-        site: torch.cat([part[site] for part in parts])[order]
-        for site in parts[0]
-        if _group(site) in shared
-    }
-
-
-def _groups(draws: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes per site of each part of a model, as "field.network"."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for site, value in draws.items():
-        found.setdefault(_group(site), {})[site] = tuple(value.shape[1:])
-    return found
-
-
-def _group(site: str) -> str:
-    return site.rpartition(".")[0]
-
-
-def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    """Weights that add up to 1."""
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    is_usable = all(0 <= weight < math.inf for weight in given) and sum(given) > 0
-    if len(given) != count or not is_usable:
-        raise DataError(
-            f"a mixture needs a member or more and one weight >= 0 for each, not {given} for "
-            f"{count} members."
-        )
-    return tuple(weight / sum(given) for weight in given)
-
-
-def _check_members(members: Sequence[Posterior]) -> None:
-    first = members[0]
-    for member in members[1:]:
-        is_same = member.train.series == first.train.series and torch.equal(
-            member.train.start, first.train.start
-        )
-        if not is_same or member.model.units.config != first.model.units.config:
-            raise DataError("the members of a mixture share series, starts and units of the model.")
-        kinds = [type(one.model.likelihood).__name__ for one in (first, member)]
-        if kinds[0] != kinds[1]:
-            raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
-
-
-def _described(member: Posterior, weight: float) -> str:
-    config = getattr(member.model.field, "config", {})
-    hidden = "x".join(map(str, config.get("hidden", []))) or type(member.model.field).__name__
-    evidence = getattr(member.guide, "log_evidence", None)
-    told = "" if evidence is None else f", log evidence {evidence.item():.1f}"
-    return f"  hidden {hidden}, weight {weight:.2g}{told}"

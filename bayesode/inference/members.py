@@ -1,0 +1,78 @@
+"""What the members of a mixture must share, and what they may."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import DataError
+from bayesode.inference.posterior import Posterior
+
+
+def joined_draws(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
+    """Draws of the parts of the model that have the same sites and shapes in all members."""
+    groups = [_groups(part) for part in parts]
+    shared = [name for name in groups[0] if all(g.get(name) == groups[0][name] for g in groups)]
+    return {
+        site: torch.cat([part[site] for part in parts])[order]
+        for site in parts[0]
+        if _group(site) in shared
+    }
+
+
+def _groups(draws: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes per site of each part of a model, as "field.network"."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for site, value in draws.items():
+        found.setdefault(_group(site), {})[site] = tuple(value.shape[1:])
+    return found
+
+
+def _group(site: str) -> str:
+    return site.rpartition(".")[0]
+
+
+def shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Weights that add up to 1, equal ones by default.
+
+    Raises:
+        DataError: Without members, or if the weights are none.
+    """
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    is_usable = all(0 <= weight < math.inf for weight in given) and sum(given) > 0
+    if len(given) != count or not is_usable:
+        raise DataError(
+            f"a mixture needs a member or more and one weight >= 0 for each, not {given} for "
+            f"{count} members."
+        )
+    return tuple(weight / sum(given) for weight in given)
+
+
+def check_members(members: Sequence[Posterior]) -> None:
+    """Refuse posteriors that cannot be mixed.
+
+    Raises:
+        DataError: If they differ in series, starts, units or likelihood.
+    """
+    first = members[0]
+    for member in members[1:]:
+        is_same = member.train.series == first.train.series and torch.equal(
+            member.train.start, first.train.start
+        )
+        if not is_same or member.model.units.config != first.model.units.config:
+            raise DataError("the members of a mixture share series, starts and units of the model.")
+        kinds = [type(one.model.likelihood).__name__ for one in (first, member)]
+        if kinds[0] != kinds[1]:
+            raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
+
+
+def described(member: Posterior, weight: float) -> str:
+    """A line on one member."""
+    config = getattr(member.model.field, "config", {})
+    hidden = "x".join(map(str, config.get("hidden", []))) or type(member.model.field).__name__
+    evidence = getattr(member.guide, "log_evidence", None)
+    told = "" if evidence is None else f", log evidence {evidence.item():.1f}"
+    return f"  hidden {hidden}, weight {weight:.2g}{told}"
