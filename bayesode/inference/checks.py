@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from bayesode.errors import DataError, FitError, ShapeError
 from bayesode.models.dynamical import DynamicalModel
@@ -26,20 +27,7 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
         raise DataError("there is nothing to fit: these trajectories hold no observed value.")
     if train.mask.flatten(2).any(-1).sum(-1).max() < 2:
         raise DataError("every series has a single time: a rate of change needs at least two.")
-    with torch.no_grad():
-        prototype = {s: v.to(train.values.dtype) for s, v in model.prototype().items()}
-        initial, _, observe = model.build(prototype, train)
-        path = initial.mean.to(train.values).unsqueeze(-2).expand(*train.grid.shape, -1)
-        law = observe(path, None)
-        if law.event_shape != train.values.shape[1:]:
-            raise ShapeError(
-                f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
-                f"for (time, *event), the data have {tuple(train.values.shape[1:])}."
-            )
-        base: Any = law
-        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
-            base = base.base_dist
-        is_wrong = train.mask & ~base.support.check(train.values)
+    is_wrong = impossible_values(model, train)
     if is_wrong.any():
         place = [int(i) for i in is_wrong.nonzero()[0]]
         raise DataError(
@@ -57,6 +45,29 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
                 f"{bound:g}: give the model the data's units, "
                 "DynamicalModel(..., units=Units.from_data(train))."
             )
+
+
+def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
+    """Observed values that the likelihood cannot give, booleans shaped like the values.
+
+    Raises:
+        ShapeError: If the likelihood is of values of another shape, which might broadcast.
+    """
+    assert data.values is not None  # seen to before
+    with torch.no_grad():
+        prototype = {s: v.to(data.values.dtype) for s, v in model.prototype().items()}
+        initial, _, observe = model.build(prototype, data)
+        path = initial.mean.to(data.values).unsqueeze(-2).expand(*data.grid.shape, -1)
+        law = observe(path, None)
+        if law.event_shape != data.values.shape[1:]:
+            raise ShapeError(
+                f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
+                f"for (time, *event), the data have {tuple(data.values.shape[1:])}."
+            )
+        base: Any = law
+        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+            base = base.base_dist
+        return data.mask & ~base.support.check(data.values)
 
 
 def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
+from bayesode.inference.checks import impossible_values
 from bayesode.inference.guides import is_local, rows_of
 from bayesode.inference.initial_states import InitialStates, infer_initial_states
 from bayesode.inference.predictive import SolvedPredictive
@@ -167,14 +168,7 @@ def check_new(model: DynamicalModel, train: Trajectories, new: Any) -> None:
 
 
 def _check_values(model: DynamicalModel, new: Trajectories) -> None:
-    with torch.no_grad():
-        prototype = {s: v.to(new.values) for s, v in model.prototype().items()}  # type: ignore
-        initial, _, observe = model.build(prototype, new)
-        path = initial.mean.to(new.values).unsqueeze(-2).expand(*new.grid.shape, -1)
-        base: Any = observe(path, None)
-        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
-            base = base.base_dist
-        is_wrong = new.mask & ~base.support.check(new.values)
+    is_wrong = impossible_values(model, new)
     if is_wrong.any():
         _refuse(new, is_wrong, f"is impossible under {type(model.likelihood).__name__}")
     bound = getattr(model.solver, "max_state", math.inf)
