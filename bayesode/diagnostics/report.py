@@ -13,7 +13,7 @@ from bayesode.diagnostics.finding import Checked, Finding
 from bayesode.inference.posterior import Posterior
 from bayesode.trajectories import Trajectories
 
-# Measured by `python -m benchmarks.dynamics --seeds 3100-3119`, and with 10 % process noise on three
+# Measured by `python -m benchmarks.dynamics --seeds 3100-3119`; with 10 % process noise on three
 # data sets of Lotka-Volterra.
 BANDS = {
     "laplace": (
