@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from bayesode.datasets.arguments import check_whole, choose_missing, choose_time
 from bayesode.errors import DataError, ShapeError, SolverError
 from bayesode.trajectories import Trajectories
 
+NUM_STEPS = 4000  # of a path with process noise: the bias of its moments is far below their spread
 RTOL, ATOL = 1e-9, 1e-10  # far below any noise, and an independent check of our own solvers
 
 
@@ -28,7 +30,8 @@ class Simulated:
         truth: Noise-free path at the same times, complete, float64 as it was integrated.
         noise_scale: Standard deviation of the noise, shape (state,), float64, units of the state.
         parameters: Constants of the system.
-        derivative: The equations, `derivative(*state, **parameters)`, see `System`.
+        derivative: The equations, `derivative(*state, **parameters)`, see `System`. With process
+            noise it is the drift.
     """
 
     observed: Trajectories
@@ -74,6 +77,8 @@ class System:
         draw_initial: `draw_initial(num_series, generator)`, x(0) of shape (series, state), float32.
         horizon: Usual end of the observations, in units of time.
         noise_scale: Usual standard deviation of the noise.
+        diffusion: Of a system with process noise, in the same form: the sd of the noise of each
+            component per square root of the unit of time (Ito). None for an ODE.
     """
 
     derivative: Callable[..., tuple[Any, ...]]
@@ -82,6 +87,7 @@ class System:
     draw_initial: Callable[[int, Generator], Tensor]
     horizon: float
     noise_scale: float
+    diffusion: Callable[..., tuple[Any, ...]] | None = None
 
 
 def uniform_initial(low: float, high: float, dim: int) -> Callable[[int, Generator], Tensor]:
@@ -114,6 +120,8 @@ def simulate(
     """Noisy observations of several series of a system that start at time 0.
 
     The initial states are drawn first: neither times nor noise nor missing entries change them.
+    Process noise is drawn last, along steps that end at the asked times: other times are another
+    path.
 
     Args:
         system: Equations, law of x(0), usual horizon and noise.
@@ -177,7 +185,10 @@ def simulate(
     shape = torch.Size([*question.grid.shape, len(system.names)])
     noise = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
     is_missing = choose_missing(shape, missing, generator)
-    path = _paths(system, x0, question.times)
+    if system.diffusion is None:
+        path = _paths(system, x0, question.times)
+    else:
+        path = random_paths(system, x0, question.grid, generator)
     seen = torch.where(is_missing, torch.nan, path + noise).to(torch.float32)
     observed, truth = (
         Trajectories(grid, values, names=question.names, start=question.start)
@@ -192,6 +203,43 @@ def _paths(system: System, x0: Tensor, grid: Tensor) -> Tensor:
         return _integrate(system, x0, grid)
     rows = [_integrate(system, x0[row : row + 1], times) for row, times in enumerate(grid)]
     return torch.cat(rows)
+
+
+def random_paths(system: System, x0: Tensor, grid: Tensor, generator: Generator) -> Tensor:
+    """Paths with process noise by Euler-Maruyama in about 4,000 steps, shape (series, time, state).
+
+    Args:
+        system: With a diffusion.
+        x0: Shape (series, state), at time 0.
+        grid: Times, shape (series, time).
+        generator: Draws the noise.
+
+    Raises:
+        SolverError: If a path explodes.
+
+    Source: Kloeden and Platen (1992), "Numerical Solution of Stochastic Differential Equations",
+    section 10.2.
+    """
+    parts: Any = system.derivative, system.diffusion
+    knots = torch.cat([torch.zeros_like(grid[:, :1]), grid], 1)
+    longest, states, x = grid.max().item() / NUM_STEPS, [], x0.double()
+    for gap in knots.diff(dim=1).unbind(1):
+        count = max(1, math.ceil(gap.max().item() / max(longest, 1e-300)))
+        h = (gap / count).unsqueeze(-1)
+        noise = torch.randn(count, *x.shape, generator=generator, dtype=torch.float64)
+        for increment in noise:
+            drift, scale = (
+                torch.stack(
+                    [*torch.broadcast_tensors(*part(*x.unbind(-1), **system.parameters))], -1
+                )
+                for part in parts
+            )
+            x = x + h * drift + h.sqrt() * scale * increment
+        states.append(x)
+    path = torch.stack(states, 1)
+    if not path.isfinite().all():
+        raise SolverError("a simulated path explodes: ask for a shorter horizon.")
+    return path
 
 
 def _integrate(system: System, x0: Tensor, times: Tensor) -> Tensor:

@@ -53,21 +53,21 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     Raises:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
-    assert data.values is not None  # seen to before
+    values: Any = data.values
     with torch.no_grad():
-        prototype = {s: v.to(data.values.dtype) for s, v in model.prototype().items()}
+        prototype = {s: v.to(values.dtype) for s, v in model.prototype().items()}
         initial, _, observe = model.build(prototype, data)
-        path = initial.mean.to(data.values).unsqueeze(-2).expand(*data.grid.shape, -1)
+        path = initial.mean.to(values).unsqueeze(-2).expand(*data.grid.shape, -1)
         law = observe(path, None)
-        if law.event_shape != data.values.shape[1:]:
+        if law.event_shape != values.shape[1:]:
             raise ShapeError(
                 f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
-                f"for (time, *event), the data have {tuple(data.values.shape[1:])}."
+                f"for (time, *event), the data have {tuple(values.shape[1:])}."
             )
         base: Any = law
         while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
             base = base.base_dist
-        return data.mask & ~base.support.check(data.values)
+        return data.mask & ~base.support.check(values)
 
 
 def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:
