@@ -32,6 +32,9 @@ class FitData:
         begins: Times of the substeps of each interval, shape (series, interval, substep).
         lengths: Lengths of these substeps, shape (series, interval, substep).
         gaps: Lengths of the intervals, shape (series, interval).
+        walk: Lengths and begins of each series' own substeps one after the other, without the
+            padding of intervals, shape (series, step) each.
+        reached: Number of these that lie before each knot, shape (series, knot).
         measurement: What the data say of a path.
         x0_mean: Prior mean of x0, shape (series, state).
         x0_sd: Prior sd of x0, shape (series, state).
@@ -42,6 +45,8 @@ class FitData:
     begins: Tensor
     lengths: Tensor
     gaps: Tensor
+    walk: tuple[Tensor, Tensor]
+    reached: Tensor
     measurement: Measurement
     x0_mean: Tensor
     x0_sd: Tensor
@@ -57,6 +62,7 @@ class FitData:
         ends = knots[:, 1:].reshape(-1, 1)
         lengths, begins, _ = substeps(knots[:, :-1].flatten(), ends, solver.step)
         shape = (*gaps.shape, lengths.shape[-1])
+        *walk, reached = substeps(start, times, solver.step)
         law = model.build({s: v.double() for s, v in model.prototype().items()}, train)[0]
         return cls(
             FlatField.of(model.field),
@@ -64,6 +70,8 @@ class FitData:
             begins.view(shape),
             lengths.view(shape),
             gaps,
+            (walk[0], walk[1]),
+            torch.nn.functional.pad(reached, (1, 0)),
             Measurement.of(model, train),
             law.mean.double().expand(len(gaps), *law.event_shape),
             law.stddev.double().expand(len(gaps), *law.event_shape),
@@ -72,15 +80,25 @@ class FitData:
     def until(self, num_intervals: int) -> FitData:
         """The same fit to the first intervals alone."""
         begins, lengths = (x[:, :num_intervals] for x in (self.begins, self.lengths))
-        measurement = self.measurement.part((slice(None), slice(num_intervals)))
-        gaps = self.gaps[:, :num_intervals]
-        return replace(self, begins=begins, lengths=lengths, gaps=gaps, measurement=measurement)
+        reached = self.reached[:, : num_intervals + 1]
+        num_steps = int(reached.max())
+        return replace(
+            self,
+            begins=begins,
+            lengths=lengths,
+            gaps=self.gaps[:, :num_intervals],
+            walk=(self.walk[0][:, :num_steps], self.walk[1][:, :num_steps]),
+            reached=reached,
+            measurement=self.measurement.part((slice(None), slice(num_intervals))),
+        )
 
     def rows(self, row: int) -> FitData:
         """The same fit to one series alone."""
-        names = ("begins", "lengths", "gaps", "x0_mean", "x0_sd")
+        names = ("begins", "lengths", "gaps", "reached", "x0_mean", "x0_sd")
         own = {name: getattr(self, name)[row : row + 1] for name in names}
-        return replace(self, measurement=self.measurement.part(slice(row, row + 1)), **own)
+        walk = self.walk[0][row : row + 1], self.walk[1][row : row + 1]
+        measurement = self.measurement.part(slice(row, row + 1))
+        return replace(self, walk=walk, measurement=measurement, **own)
 
     def flow(self, weights: Tensor, states: Tensor) -> Tensor:
         """Ends of all intervals from the states at their beginnings (series, interval, state)."""
@@ -116,15 +134,11 @@ class FitData:
 
     def path(self, point: Point) -> Tensor:
         """States at all knots from the first state of a point, shape (series, knot, state)."""
-        field, state = self.field.build(point.weights), point.states[:, 0]
-        states = [state]
-        for interval in range(self.gaps.shape[1]):
-            walked, _ = self.solver.walk(
-                field, state, self.begins[:, interval], self.lengths[:, interval]
-            )
-            state = walked[-1]
-            states.append(state)
-        return torch.stack(states, 1)
+        lengths, begins = self.walk
+        field = self.field.build(point.weights)
+        states, _ = self.solver.walk(field, point.states[:, 0], begins, lengths)
+        index = self.reached.unsqueeze(-1).expand(-1, -1, states[0].shape[-1])
+        return torch.stack(states, 1).gather(1, index)
 
     def sensitivities(
         self, point: Point, path: Tensor | None = None
