@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import bayesode as bo
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.inference.warm_start.measurement import Measurement
-from bayesode.inference.warm_start.problem import FitData, PathProblem
+from bayesode.inference.warm_start.problem import PathProblem
 from bayesode.models.likelihoods import (
     GaussianLikelihood,
     LogNormalLikelihood,

@@ -11,8 +11,8 @@ from torch import nn
 
 import bayesode as bo
 from bayesode.inference.warm_start.evidence import fit_noise
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point
-from bayesode.inference.warm_start.problem import FitData
 from bayesode.models.contracts import VectorField, without_plate
 
 STATE = 2

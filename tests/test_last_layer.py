@@ -5,7 +5,7 @@ import torch
 
 import bayesode as bo
 from bayesode.inference import linearised
-from bayesode.inference.warm_start import start as starts
+from bayesode.inference.warm_start import attempts
 from bayesode.inference.warm_start.flat import FlatField, LastLayer
 
 DOUBLE = torch.float64
@@ -46,7 +46,7 @@ def test_tuned_scales_of_a_part_leave_the_others(whole):
 
 
 def test_a_wide_field_is_fitted_saved_and_loaded(monkeypatch, tmp_path):
-    for module in (starts, linearised):
+    for module in (attempts, linearised):
         monkeypatch.setattr(module, "MAX_WEIGHTS", 20)
     monkeypatch.setattr("bayesode.inference.warm_start.shooting.NUM_WINDOW_STEPS", 200)
     monkeypatch.setattr("bayesode.inference.warm_start.shooting.NUM_PATH_STEPS", 200)

@@ -16,7 +16,7 @@ import bayesode as bo
 from bayesode.distributions import observed_law
 from bayesode.inference import objectives
 from bayesode.inference.empirical import NUM_FROZEN, EmpiricalScales, group_means
-from bayesode.inference.warm_start import start as warm
+from bayesode.inference.warm_start import attempts as warm
 from bayesode.models.contracts import Observe, Tuning, VectorField, without_plate
 
 DOUBLE = torch.float64

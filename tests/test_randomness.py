@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import bayesode as bo
 from bayesode.inference.randomness import seeded
-from bayesode.inference.warm_start import start
+from bayesode.inference.warm_start import attempts
 
 
 def global_state() -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_importing_the_package_changes_no_global_state():
 # ---- fits -------------------------------------------------------------------------------------
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch):
-    monkeypatch.setattr(start, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 1)
 
 
 @pytest.fixture(autouse=True)

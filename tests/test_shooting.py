@@ -9,11 +9,12 @@ from torch import nn
 
 import bayesode as bo
 from bayesode.errors import FitError
-from bayesode.inference.warm_start import shooting
+from bayesode.inference.warm_start import attempts, shooting
 from bayesode.inference.warm_start import start as starts
 from bayesode.inference.warm_start.first_order import descend
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
-from bayesode.inference.warm_start.problem import FitData, PathProblem
+from bayesode.inference.warm_start.problem import PathProblem
 from bayesode.inference.warm_start.shooting import WINDOW, _windowed, fit_windows
 from bayesode.models.contracts import VectorField, without_plate
 
@@ -75,10 +76,10 @@ def best(data):
 
 
 def test_horizons_grow_to_the_whole():
-    assert starts.horizons(50) == [7, 11, 17, 26, 40, 50]
-    assert starts.horizons(1) == [1]
+    assert attempts.horizons(50) == [7, 11, 17, 26, 40, 50]
+    assert attempts.horizons(1) == [1]
     for number in range(1, 40):
-        lengths = starts.horizons(number)
+        lengths = attempts.horizons(number)
         assert lengths[-1] == number and lengths == sorted(lengths)
 
 
@@ -100,7 +101,7 @@ def test_one_series_alone_has_the_same_sensitivities(data):
 def test_a_growing_horizon_reaches_the_optimum_from_afar(data):
     begin = Point(torch.zeros(4, dtype=DOUBLE), torch.zeros(3, 22, 2, dtype=DOUBLE))
     with torch.no_grad():
-        found = starts.fit_growing(data, begin, NOISE.log())
+        found = attempts.fit_growing(data, begin, NOISE.log())
     assert found.cost == pytest.approx(best(data).cost, rel=1e-2)
 
 
@@ -159,7 +160,7 @@ def test_a_field_with_many_numbers_starts_at_a_fit(fit, few_steps, monkeypatch):
 
 def test_a_start_that_leads_nowhere_does_not_end_a_fit(fit, monkeypatch):
     model, train = fit
-    original, count = starts.fit_noise, [0]
+    original, count = attempts.fit_noise, [0]
 
     def failing(*arguments, **settings):
         count[0] += 1
@@ -167,7 +168,7 @@ def test_a_start_that_leads_nowhere_does_not_end_a_fit(fit, monkeypatch):
             raise FitError("the curvature of the fit is not positive")
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(starts, "fit_noise", failing)
+    monkeypatch.setattr(attempts, "fit_noise", failing)
     failures = 1
     posterior = bo.fit_laplace(model, train, seed=0, progress=False)
     assert len(posterior.history.log_evidence) == count[0] - 1
@@ -190,14 +191,14 @@ def test_steps_without_a_finite_gradient_are_left_out():
 def test_a_fit_that_is_not_reached_says_so(fit, monkeypatch):
     """Four starts that end far from the data and do not agree."""
     model, train = fit
-    original, far = starts.fit_noise, iter([9.0, 7.0, 8.0, 6.0])
+    original, far = attempts.fit_noise, iter([9.0, 7.0, 8.0, 6.0])
 
     def lost(data, point, noise, **settings):
         found = original(data, point, noise, **settings)
         shifted = Point(found.point.weights, found.point.states + next(far))
         return dataclasses.replace(found, point=shifted)
 
-    monkeypatch.setattr(starts, "fit_noise", lost)
-    monkeypatch.setattr(starts, "LITTLE_DATA", 50)
+    monkeypatch.setattr(attempts, "fit_noise", lost)
+    monkeypatch.setattr(attempts, "LITTLE_DATA", 50)
     with pytest.warns(UserWarning, match=r"no trajectory fit: from 4 starts.*diagnose"):
         bo.fit_laplace(model, train, seed=0, progress=False)

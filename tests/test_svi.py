@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import bayesode as bo
 from bayesode.distributions import observed_law
 from bayesode.inference import objectives
-from bayesode.inference.warm_start import start as warm
+from bayesode.inference.warm_start import attempts as warm
 from bayesode.models.contracts import Observe, VectorField, without_plate
 
 DOUBLE = torch.float64

@@ -15,9 +15,10 @@ from bayesode.distributions import observed_law
 from bayesode.inference.warm_start import find_start, match_gradients, matching
 from bayesode.inference.warm_start.blocks import BorderedChain, solve_chain
 from bayesode.inference.warm_start.evidence import Covariance, fit_noise
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
-from bayesode.inference.warm_start.problem import FitData, PathProblem, StateProblem
+from bayesode.inference.warm_start.problem import PathProblem, StateProblem
 from bayesode.models.contracts import Observe, VectorField, nest, unnest, without_plate
 from bayesode.smoothing import Smoothed
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bayesode.diagnostics.facts import Facts
 from bayesode.diagnostics.finding import Checked, Finding, numbers_of
 from bayesode.inference.predictive import LARGEST_SOLVER_ERROR
-from bayesode.inference.warm_start.start import GOOD_RATIO, LITTLE_DATA, MAX_ATTEMPTS
+from bayesode.inference.warm_start.attempts import GOOD_RATIO, LITTLE_DATA, MAX_ATTEMPTS
 
 LARGEST_INFLATION = 1.2  # fitted noise over the best residual; good mean-field fits: 1.03-1.13
 LARGEST_SHARE_USED = 0.5  # of the observations that the fit takes up; 50 good fits: .05-.08

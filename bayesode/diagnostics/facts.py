@@ -15,8 +15,9 @@ from torch import Tensor
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.predictive import solve_draws
+from bayesode.inference.warm_start.attempts import SMALLEST_NOISE
 from bayesode.inference.warm_start.measurement import observed_response
-from bayesode.inference.warm_start.start import SMALLEST_NOISE, smooth_knots
+from bayesode.inference.warm_start.start import smooth_knots
 from bayesode.smoothing import Smoothed
 from bayesode.trajectories import Trajectories
 

@@ -8,8 +8,7 @@ from bayesode.errors import DataError
 from bayesode.inference.laplace import fit_laplace
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.svi import fit_svi
-from bayesode.inference.warm_start.flat import FlatField
-from bayesode.inference.warm_start.start import MAX_WEIGHTS
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 

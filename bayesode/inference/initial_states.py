@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from bayesode.errors import DataError
+from bayesode.inference.warm_start.attempts import horizons
+from bayesode.inference.warm_start.fit_data import FALLBACK_STEP
 from bayesode.inference.warm_start.measurement import observed_response
-from bayesode.inference.warm_start.problem import FALLBACK_STEP
-from bayesode.inference.warm_start.start import horizons
 from bayesode.models.contracts import Observe, VectorField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import FixedGridSolver

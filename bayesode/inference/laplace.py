@@ -16,8 +16,9 @@ from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
+from bayesode.inference.warm_start.attempts import MAX_ATTEMPTS, attempts
 from bayesode.inference.warm_start.evidence import LaplaceFit
-from bayesode.inference.warm_start.start import MAX_ATTEMPTS, attempts, prepare
+from bayesode.inference.warm_start.start import prepare
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories

@@ -11,9 +11,10 @@ from bayesode.inference.guides import rows_of
 from bayesode.inference.initial_states import infer_initial_states
 from bayesode.inference.predictive import solve_draws, solver_error
 from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Point
-from bayesode.inference.warm_start.problem import FitData, PathProblem
+from bayesode.inference.warm_start.problem import PathProblem
 from bayesode.models.contracts import Solver
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories

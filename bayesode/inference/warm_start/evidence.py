@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
-from bayesode.inference.warm_start.problem import FitData, PathProblem
+from bayesode.inference.warm_start.problem import PathProblem
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bayesode.inference.warm_start.first_order import descend
+from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point
-from bayesode.inference.warm_start.problem import FitData
 
 WINDOW = 8  # intervals that are integrated in one go
 NUM_WINDOW_STEPS, WINDOW_RATE = 400, 1e-2
