@@ -19,11 +19,15 @@ from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
 from bayesode.inference.laplace import fit_laplace as fit_laplace
 from bayesode.inference.mixture import Mixture as Mixture
 from bayesode.inference.posterior import Posterior as Posterior
+from bayesode.inference.sde_guide import SDEGuide as SDEGuide
 from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs
 from bayesode.models.dynamical import DynamicalModel as DynamicalModel
+from bayesode.models.fields import AdditiveNoise as AdditiveNoise
 from bayesode.models.fields import BayesianMLP as BayesianMLP
 from bayesode.models.fields import PhysicsField as PhysicsField
+from bayesode.models.fields import SDEField as SDEField
+from bayesode.models.fields import StateNoise as StateNoise
 from bayesode.models.fields import Sum as Sum
 from bayesode.models.initial import NormalInitial as NormalInitial
 from bayesode.models.likelihoods import GaussianLikelihood as GaussianLikelihood
@@ -32,6 +36,8 @@ from bayesode.models.likelihoods import PoissonLikelihood as PoissonLikelihood
 from bayesode.models.likelihoods import StudentTLikelihood as StudentTLikelihood
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers import ODESolver as ODESolver
+from bayesode.models.solvers import SDESolver as SDESolver
+from bayesode.models.solvers import TorchSDESolver as TorchSDESolver
 from bayesode.plan import FitPlan as FitPlan
 from bayesode.plan import plan as plan
 from bayesode.runs import load as load

@@ -13,6 +13,8 @@ from torch import nn
 from bayesode.errors import ShapeError
 from bayesode.models import NormalInitial
 from bayesode.models.contracts import (
+    SDE,
+    Diffusion,
     Observe,
     Solver,
     VectorField,
@@ -23,13 +25,20 @@ from bayesode.models.contracts import (
     unnest,
     without_plate,
 )
-from bayesode.models.fields import BayesianMLP, PhysicsField, Sum
+from bayesode.models.fields import (
+    AdditiveNoise,
+    BayesianMLP,
+    PhysicsField,
+    SDEField,
+    StateNoise,
+    Sum,
+)
 from bayesode.models.likelihoods import (
     GaussianLikelihood,
     LogNormalLikelihood,
     StudentTLikelihood,
 )
-from bayesode.models.solvers import FixedGridSolver, ODESolver
+from bayesode.models.solvers import FixedGridSolver, ODESolver, SDESolver
 
 SERIES, TIMES, STATE = 4, 5, 2
 
@@ -89,6 +98,14 @@ PARTS = {
     ),
     "physics": physics,
     "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),
+    "additive noise": lambda: AdditiveNoise(STATE, prior_median=0.4),
+    "state noise": lambda: StateNoise(STATE, [3], floor=0.2),
+    "sde of parts": lambda: SDEField(BayesianMLP(STATE, [3], STATE), AdditiveNoise(STATE)),
+    "sde of hierarchical parts": lambda: SDEField(
+        Sum(only=Hierarchical(STATE)),
+        StateNoise(STATE, [2], prior_median=0.5),
+        interpretation="stratonovich",
+    ),
     "initial": lambda: NormalInitial(STATE),
     "given initial": lambda: NormalInitial(STATE, location=[1.0, 2.0], scale=[0.5, 0.1]),
     "gaussian": lambda: GaussianLikelihood(STATE),
@@ -97,7 +114,7 @@ PARTS = {
     "lognormal": lambda: LogNormalLikelihood(STATE, prior_log_scale=0.5),
 }
 each_part = pytest.mark.parametrize("part", PARTS)
-CODE = ("hierarchical", "physics")  # no plain numbers rebuild them
+CODE = ("hierarchical", "physics", "of parts")  # no plain numbers rebuild them
 OWN = [name for name in PARTS if not any(word in name for word in CODE)]
 
 
@@ -114,6 +131,11 @@ def run(part, values, states):
     built = part.build(values)
     if isinstance(built, VectorField):
         return built(torch.tensor(0.3, dtype=states.dtype), states[..., 0, :])
+    if isinstance(built, Diffusion):  # a noise scale may be broadcast over the series
+        return states[..., 0, :] * built(torch.tensor(0.3, dtype=states.dtype), states[..., 0, :])
+    if isinstance(built, SDE):
+        t, x = torch.tensor(0.3, dtype=states.dtype), states[..., 0, :]
+        return built.drift(t, x) + built.diffusion(t, x) * x
     if isinstance(built, Observe):
         return built(states).log_prob(states.detach() + 0.1)
     return built.expand(states.shape[:-2]).log_prob(states[..., 0, :])
@@ -172,7 +194,8 @@ def test_gradients_reach_every_value(part, num_particles):
     values = {s: v.detach().requires_grad_() for s, v in sample(part, num_particles).items()}
     state = states(*lead).requires_grad_()
     # a scale behind weights acts through them, when they are drawn
-    used = {s: v for s, v in values.items() if not s.endswith(".scale") and s != "scale"}
+    behind = [s for s in values if s.removesuffix("scale") + "weights" in values]
+    used = {s: v for s, v in values.items() if s not in behind}
     gradients = torch.autograd.grad(run(part, values, state).sum(), [state, *used.values()])
     assert all(gradient.isfinite().all() for gradient in gradients)
     for gradient in gradients[1:]:
@@ -264,7 +287,9 @@ def test_the_config_is_plain_and_rebuilds_an_equal_part(part):
     assert torch.equal(laws(twin), laws(part))
 
 
-@pytest.mark.parametrize("part", ["mlp", "hierarchical in a sum in a sum"])
+@pytest.mark.parametrize(
+    "part", ["mlp", "hierarchical in a sum in a sum", "additive noise", "sde of parts"]
+)
 @pytest.mark.parametrize("num_particles", [None, 3])
 def test_weights_drawn_inside_the_plate_of_series_are_refused(part, num_particles):
     part = PARTS[part]()
@@ -341,4 +366,5 @@ def test_without_plate_takes_the_plate_out_of_global_values():
 def test_the_solvers_keep_the_protocol_and_other_objects_do_not():
     assert isinstance(FixedGridSolver(), Solver)
     assert isinstance(ODESolver(), Solver)
+    assert isinstance(SDESolver(2), Solver)
     assert not isinstance(BayesianMLP(2, [], 2), Solver)

@@ -20,17 +20,17 @@ def test_small_models_in_data_space_get_laplace(train):
 
 def test_wide_models_get_svi(train):
     model, _ = bo.neural_ode(train, hidden=[500], verbose=False)
-    engine, reason = choose_engine(model)
+    engine, reason = choose_engine(model, train)
     assert engine == "svi" and "2502" in reason
 
 
 def test_the_plan_of_a_model_decides(train):
     model, _ = bo.neural_ode(train, hidden=[3], engine="svi", verbose=False)
-    assert choose_engine(model) == ("svi", "as asked")
+    assert choose_engine(model, train) == ("svi", "as asked")
     model.recipe["arguments"]["plan"].update(engine="auto")  # saved before there were engines
-    assert choose_engine(model)[0] == "laplace"
+    assert choose_engine(model, train)[0] == "laplace"
     model.recipe = None  # a model of one's own
-    assert choose_engine(model)[0] == "laplace"
+    assert choose_engine(model, train)[0] == "laplace"
 
 
 def test_an_engine_that_is_asked_for_is_taken(train, monkeypatch):
@@ -51,3 +51,19 @@ def test_unknown_engine_is_named(train):
     model, guide = bo.neural_ode(train, hidden=[3], verbose=False)
     with pytest.raises(bo.DataError, match="hmc"):
         bo.fit(model, guide, train, engine="hmc")
+
+
+def test_models_with_process_noise_get_svi_and_laplace_refuses_them(train):
+    model = bo.DynamicalModel(
+        initial=bo.NormalInitial(2),
+        field=bo.SDEField(bo.BayesianMLP(2, [3], 2), bo.AdditiveNoise(2)),
+        likelihood=bo.GaussianLikelihood(2),
+        solver=bo.SDESolver(2, step=0.2),
+        units=bo.Units.from_data(train),
+    )
+    assert choose_engine(model, train) == (
+        "svi",
+        "paths have noise of their own, which Laplace does not take",
+    )
+    with pytest.raises(bo.DataError, match=r"fit_svi\(model, SDEGuide\(model, train\), train\)"):
+        bo.fit_laplace(model, train, progress=False)

@@ -47,6 +47,11 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
             )
 
 
+def has_random_paths(model: DynamicalModel, data: Trajectories) -> bool:
+    """Whether paths have noise of their own, beside field and initial state."""
+    return bool(model.solver.priors(*model.units.dimensionless_times(data)))
+
+
 def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     """Observed values that the likelihood cannot give, booleans shaped like the values.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bayesode.errors import DataError
+from bayesode.inference.checks import has_random_paths
 from bayesode.inference.laplace import fit_laplace
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.svi import fit_svi
@@ -52,7 +53,7 @@ def fit(
     """
     if engine not in ENGINES:
         raise DataError(f"engine must be one of {ENGINES}, not {engine!r}.")
-    chosen, reason = (engine, "as asked") if engine != "auto" else choose_engine(model)
+    chosen, reason = (engine, "as asked") if engine != "auto" else choose_engine(model, train)
     if chosen == "laplace":
         posterior = fit_laplace(model, train, seed=seed, progress=progress)
     else:
@@ -61,12 +62,14 @@ def fit(
     return posterior
 
 
-def choose_engine(model: DynamicalModel) -> tuple[str, str]:
+def choose_engine(model: DynamicalModel, train: Trajectories) -> tuple[str, str]:
     """The engine for a model, and why: as its plan says, or by what the model is."""
     plan = ((model.recipe or {}).get("arguments") or {}).get("plan") or {}
     planned = plan.get("engine", "auto")
     if planned != "auto":
         return planned, plan.get("reasons", {}).get("engine", "as planned")
+    if has_random_paths(model, train):
+        return "svi", "paths have noise of their own, which Laplace does not take"
     if not hasattr(model.likelihood, "working_response"):
         name = type(model.likelihood).__name__
         return "svi", f"{name} does not show the state in data space, which Laplace needs"

@@ -72,7 +72,9 @@ class MeanFieldGuide(PyroModule):
         super().__init__()
         start, times = model.units.dimensionless_times(trajectories)
         if model.solver.priors(start, times):
-            raise DataError("a model with random paths needs a guide that draws them.")
+            raise DataError(
+                "a model with random paths needs a guide that draws them, SDEGuide(model, data)."
+            )
         prototype, priors = model.prototype(), model.global_priors()
         self.supports: dict[str, tuple[Any, int]] = {}
         self.offset, self.log_scale = nn.ParameterDict(), nn.ParameterDict()

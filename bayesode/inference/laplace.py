@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from bayesode.errors import DataError
-from bayesode.inference.checks import check_data
+from bayesode.inference.checks import check_data, has_random_paths
 from bayesode.inference.copies import own_copies
 from bayesode.inference.linearised import LaplaceGuide
 from bayesode.inference.posterior import Posterior
@@ -68,7 +68,7 @@ def fit_laplace(
         progress: Show a bar on anything over two seconds.
 
     Raises:
-        DataError: If the data cannot be fitted as they are.
+        DataError: If the data cannot be fitted as they are, or paths have noise of their own.
         FitError: If no start leads to a fit, or the model does not fit the data's units.
 
     Source: MacKay (1992); linearised predictions: Immer, Korzepa, Bauer (2021), arXiv:2008.08400;
@@ -85,6 +85,11 @@ def fit_laplace(
     if prior_scale not in PRIOR_SCALES:
         raise DataError(f"prior_scale must be one of {PRIOR_SCALES}, not {prior_scale!r}.")
     check_data(model, train)
+    if has_random_paths(model, train):
+        raise DataError(
+            "fit_laplace is for paths without noise of their own: fit a model with process noise "
+            "by fit_svi(model, SDEGuide(model, train), train)."
+        )
     begin, watch = time.perf_counter(), Stopwatch()
     device = train.start.device
     with seeded(seed) as used_seed, pyro.get_param_store().scope(), torch.no_grad():

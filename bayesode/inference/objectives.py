@@ -83,6 +83,9 @@ class TermsObjective:
     def warm_start(self, train: Trajectories) -> Start | None:
         """Put the guide near the data."""
         self.prepare(train, 1)
+        if hasattr(self.guide, "warm_start"):  # a guide that knows a start of its own
+            self.guide.warm_start(train)
+            return None
         start = find_start(self.model, train)
         order = train.positions(self.guide.series)
         for site, value in start.values.items():
@@ -147,6 +150,11 @@ class PyroObjective:
     scale_ratio = 30  # parameters named scale move faster: they start at a guess
 
     def __init__(self, model: DynamicalModel, guide: Any, is_minibatch: bool) -> None:
+        if hasattr(model.solver, "noise_grid"):
+            raise FitError(
+                f"{type(guide).__name__} does not know to which times the increments of a random "
+                "path belong, so nothing could be predicted: take SDEGuide(model, train)."
+            )
         if is_minibatch and isinstance(guide, AutoContinuous):
             raise FitError(
                 f"{type(guide).__name__} has one joint law for all series and cannot be fitted by "

@@ -137,12 +137,22 @@ def solve_draws(
 
 @torch.no_grad()
 def solver_error(
-    model: DynamicalModel, values: Mapping[str, Tensor], question: Trajectories
+    model: DynamicalModel,
+    values: Mapping[str, Tensor],
+    question: Trajectories,
+    solvers: Callable[[Trajectories], tuple[Solver, Solver]] | None = None,
 ) -> float:
     """Distance of the model's solver to a tight solve, in units of the noise.
 
     Root mean square over at most 8 draws of 16 series, failed ones left out; infinite if all fail.
     A warning tells if it is large.
+
+    Args:
+        model: The generative model.
+        values: Drawn sites, each (draws, ...), dimensionless.
+        question: Series and times.
+        solvers: Of the compared series: what solves them, and the reference. By default the model's
+            own solver and torchdiffeq's dopri5 at 1e-8.
 
     Raises:
         DataError: If the likelihood does not tell its information.
@@ -157,9 +167,12 @@ def solver_error(
         site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()
         for site, value in values.items()
     }
-    own, has_failed = solve_draws(model, some, question.rows(rows))
-    tight = ODESolver("dopri5", rtol=1e-8, atol=1e-8)
-    reference, has_no_reference = solve_draws(model, some, question.rows(rows), tight)
+    compared = question.rows(rows)
+    solver, tight = model.solver, ODESolver("dopri5", rtol=1e-8, atol=1e-8)
+    if solvers is not None:
+        solver, tight = solvers(compared)
+    own, has_failed = solve_draws(model, some, compared, solver)
+    reference, has_no_reference = solve_draws(model, some, compared, tight)
     is_compared = ~(has_failed | has_no_reference)
     if not is_compared.any():
         return math.inf

@@ -1,8 +1,8 @@
 """What the parts of a model owe each other: read this first.
 
 A *random part* is a module with `priors()`, what is random, and `build(values, inputs)`, which
-turns one draw into a plain object that is run: a `VectorField`, a law of the initial state, an
-`Observe`.
+turns one draw into a plain object that is run: a `VectorField` or an `SDE`, a law of the initial
+state, an `Observe`.
 `draw` issues the declared sites, `nest` puts a part inside a part.
 """
 
@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bayesode.errors import ShapeError
+from bayesode.errors import DataError, ShapeError
 from bayesode.inputs import Inputs
 
 Values = Mapping[str, Tensor]
@@ -66,6 +66,73 @@ class VectorField:
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """dx/dt, shaped like x."""
         return self.function(t, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """One drawn, non-random noise scale g(t, x), with an independent noise per component.
+
+    Args:
+        function: g(t, x) with x (*draws, series, state), broadcastable to x; in state units per
+            square root of the unit of time.
+        tensors: As in `VectorField`.
+        is_additive: Whether g does not depend on x.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    tensors: tuple[Tensor, ...] = ()
+    is_additive: bool = False
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        """g(t, x), broadcastable to x."""
+        return self.function(t, x)
+
+    def with_slope(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """g_i and dg_i/dx_i, each shaped like x."""
+        x = x.expand(torch.broadcast_shapes(x.shape, self.function(t, x).shape))
+        found: Any = torch.func.vjp(lambda y: self.function(t, y).expand_as(y), x)
+        value, pull = found
+        slopes = []
+        for component in range(x.shape[-1]):  # rows do not see each other: one product for all
+            direction = torch.zeros_like(x)
+            direction[..., component] = 1.0
+            slopes.append(pull(direction)[0][..., component])
+        return value, torch.stack(slopes, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class SDE:
+    """One drawn stochastic differential equation dx = f(t, x) dt + g(t, x) dW, in Ito's sense.
+
+    Args:
+        drift: f.
+        diffusion: g, one independent Brownian motion per component.
+    """
+
+    drift: VectorField
+    diffusion: Diffusion
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the noise does not depend on the state."""
+        return self.diffusion.is_additive
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything that drift and diffusion close over."""
+        return (*self.drift.tensors, *self.diffusion.tensors)
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        """Refused: without its noise an SDE would pass for an ODE.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(
+            "this field is an SDE, with a drift and a diffusion, where a rate alone is needed: "
+            "take SDESolver as the model's solver, SDEGuide as the guide, and add fields inside "
+            "the drift, SDEField(Sum(...), noise)."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,3 +2,5 @@
 
 from bayesode.models.solvers.fixed_grid import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers.ode import ODESolver as ODESolver
+from bayesode.models.solvers.sde import TorchSDESolver as TorchSDESolver
+from bayesode.models.solvers.sde_grid import SDESolver as SDESolver

@@ -17,7 +17,8 @@ from bayesode.models.solvers.grid import substeps
 Step = Callable[[VectorField, Tensor, tuple[Tensor, ...], tuple[Tensor, ...], float], Tensor]
 
 
-def _inside(stage: Tensor, bound: float) -> Tensor:
+def inside(stage: Tensor, bound: float) -> Tensor:
+    """A state on which a field can be evaluated."""
     # a field's NaN must not reach its next evaluation: 0 times NaN is the gradient of its weights
     return torch.nan_to_num(stage, nan=0.0).clamp(-bound, bound)
 
@@ -31,7 +32,7 @@ def _euler(
 def _midpoint(
     field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
 ) -> Tensor:
-    middle = _inside(torch.addcmul(x, h[1], rate_of(field, t[0], x)), bound)
+    middle = inside(torch.addcmul(x, h[1], rate_of(field, t[0], x)), bound)
     return torch.addcmul(x, h[0], field(t[1], middle))
 
 
@@ -39,9 +40,9 @@ def _rk4(
     field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
 ) -> Tensor:
     k1 = rate_of(field, t[0], x)
-    k2 = field(t[1], _inside(torch.addcmul(x, h[1], k1), bound))
-    k3 = field(t[1], _inside(torch.addcmul(x, h[1], k2), bound))
-    k4 = field(t[2], _inside(torch.addcmul(x, h[0], k3), bound))
+    k2 = field(t[1], inside(torch.addcmul(x, h[1], k1), bound))
+    k3 = field(t[1], inside(torch.addcmul(x, h[1], k2), bound))
+    k4 = field(t[2], inside(torch.addcmul(x, h[0], k3), bound))
     return torch.addcmul(x, h[2], torch.add(k1 + k4, k2 + k3, alpha=2))
 
 
@@ -118,7 +119,7 @@ class FixedGridSolver:
         """
         lengths, begins, reached = substeps(start, times, self.step)
         states, is_alive = self.walk(field, x0, begins, lengths)
-        path = _gather(torch.stack(states, -2), reached)
+        path = gather_states(torch.stack(states, -2), reached)
         num_evaluations = lengths.shape[-1] * METHODS[self.method][1]
         return Solution(path, num_evaluations, ~is_alive.squeeze(-1))
 
@@ -144,7 +145,7 @@ class FixedGridSolver:
         sizes = zip(h.unbind(), (h / 2).unbind(), (h / 6).unbind(), strict=True)
         moments = zip(t.unbind(), (t + h / 2).unbind(), (t + h).unbind(), strict=True)
         is_alive = (x0.abs() <= bound).all(-1, keepdim=True)
-        x, states = _inside(x0, bound), [x0]
+        x, states = inside(x0, bound), [x0]
         for size, moment in zip(sizes, moments, strict=True):
             moved = step(field, x, size, moment, bound)
             is_alive = is_alive & (moved.abs() <= bound).all(-1, keepdim=True)
@@ -161,7 +162,7 @@ class FixedGridSolver:
         return self.solve(field, x0, start, times, **noise).path
 
 
-def _gather(states: Tensor, index: Tensor) -> Tensor:
+def gather_states(states: Tensor, index: Tensor) -> Tensor:
     """States (*draws, series, substep, state) at the positions `index` (series, time)."""
     identity = torch.arange(states.shape[-2], device=states.device)
     if index.shape[-1] == len(identity) and bool((index == identity).all()):

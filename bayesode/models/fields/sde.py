@@ -1,0 +1,110 @@
+"""Fields with process noise: dx = f(t, x) dt + g(t, x) dW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayesode.errors import DataError
+from bayesode.inputs import Inputs
+from bayesode.models.contracts import (
+    SDE,
+    Priors,
+    Tuning,
+    Values,
+    VectorField,
+    named_sites,
+    rate_of,
+    unnest,
+)
+from bayesode.units import Units
+
+INTERPRETATIONS = ("ito", "stratonovich")
+
+
+class SDEField(nn.Module):
+    """A drift with process noise: dx = f(t, x) dt + g(t, x) dW, one noise per component.
+
+    Sites: those of the drift as `drift.site`, those of the noise as `diffusion.site`.
+
+    Args:
+        drift: Any random field.
+        diffusion: `AdditiveNoise(dim)` or `StateNoise(dim)`.
+        interpretation: "ito" or "stratonovich", the meaning of g dW; for additive noise they agree.
+            What is built is always the equation in Ito's sense: a Stratonovich drift gets
+            g_i dg_i/dx_i / 2 added.
+
+    Raises:
+        DataError: For an unknown interpretation.
+
+    Source: Kloeden and Platen (1992), Numerical Solution of Stochastic Differential Equations,
+    section 4.9. https://doi.org/10.1007/978-3-662-12616-5
+
+    Example:
+        >>> from bayesode.models.fields import AdditiveNoise, BayesianMLP
+        >>> field = SDEField(BayesianMLP(2, [8], 2), AdditiveNoise(2))
+        >>> list(field.priors())
+        ['drift.weights', 'diffusion.scale']
+    """
+
+    def __init__(
+        self, drift: nn.Module, diffusion: nn.Module, *, interpretation: str = "ito"
+    ) -> None:
+        super().__init__()
+        if interpretation not in INTERPRETATIONS:
+            raise DataError(f"interpretation is one of {INTERPRETATIONS}, not {interpretation!r}.")
+        self.drift, self.diffusion, self.interpretation = drift, diffusion, interpretation
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Types and constructor arguments of the parts."""
+        described = {
+            name: {"type": type(part).__name__, **getattr(part, "config", {})}
+            for name, part in self.named_children()
+        }
+        return described | {"interpretation": self.interpretation}
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Readable names of the entries of each site that has them."""
+        return {
+            f"{name}.{site}": labels
+            for name, part in self.named_children()
+            for site, labels in getattr(part, "labels", {}).items()
+        }
+
+    def with_units(self, units: Units) -> None:
+        """Take on the units of a model."""
+        for part in self.children():
+            if hasattr(part, "with_units"):
+                part.with_units(units)  # type: ignore[operator]
+
+    def priors(self) -> Priors:
+        """The sites of both parts."""
+        return dict(named_sites(self.named_children()))  # type: ignore[arg-type]
+
+    def tunable(self) -> dict[str, Tuning]:
+        """The prior scales of both parts that may be set by the evidence."""
+        return {
+            f"{name}.{site}": Tuning(tuning.groups, f"{name}.{tuning.buffer}")
+            for name, part in self.named_children()
+            if hasattr(part, "tunable")
+            for site, tuning in part.tunable().items()  # type: ignore[operator]
+        }
+
+    def build(self, values: Values, inputs: Inputs | None = None) -> SDE:
+        """The equation of drawn values of both parts, in Ito's sense."""
+        drift, diffusion = (
+            part.build(unnest(name, values), inputs)  # type: ignore[operator]
+            for name, part in self.named_children()
+        )
+        if self.interpretation == "ito" or diffusion.is_additive:
+            return SDE(drift, diffusion)
+
+        def corrected(t: Tensor, x: Tensor) -> Tensor:
+            g, slope = diffusion.with_slope(t, x)
+            return rate_of(drift, t, x) + g * slope / 2
+
+        tensors = (*drift.tensors, *diffusion.tensors)
+        return SDE(VectorField(corrected, tensors), diffusion)
