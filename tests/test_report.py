@@ -441,3 +441,20 @@ def test_a_report_never_raises_even_if_nothing_can_be_looked_at():
     assert note == "not checked" and report.bands == UNKNOWN_BANDS
     told = " ".join(finding.sentence for finding in report.findings)
     assert all(name in told for name in set(CHECKS) - {"units", "steps"})
+
+
+def test_paths_with_noise_of_their_own_are_not_called_too_wide():
+    """They pass close to the data by design: the fitted noise is above their residuals."""
+    train = bo.datasets.ornstein_uhlenbeck(num_series=3, num_times=15).observed
+    model = bo.DynamicalModel(
+        initial=bo.NormalInitial(1),
+        field=bo.SDEField(bo.BayesianMLP(1, [3], 1), bo.AdditiveNoise(1)),
+        likelihood=bo.GaussianLikelihood(1, prior_median=1.0, prior_log_scale=0.01),
+        solver=bo.SDESolver(1, step=0.3),
+        units=bo.Units.from_data(train),
+    )
+    guide = bo.SDEGuide(model, train)
+    posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+    report = bo.diagnostics.diagnose(posterior)
+    assert "too wide" not in [finding.name for finding in report.findings]
+    assert "fitted noise / best residual" in report.numbers
