@@ -37,6 +37,7 @@ def standing(**quantities):
         "num_weights": 82,
         "time_beyond": 0.0,
     }
+    usual["has_random_paths"] = False
     return SimpleNamespace(**usual | quantities)
 
 
@@ -139,6 +140,8 @@ def test_noise_that_pays_for_weights_is_an_alarm_for_mean_field_alone():
     (finding,) = check_width(facts).findings
     assert finding.name == "too wide" and "noise of y is 1.3 times" in finding.sentence
     assert "halve the width" in finding.mend
+    steered = standing(noise=torch.tensor([0.11, 0.13]), posterior=svi, has_random_paths=True)
+    assert check_width(steered).findings == []
     svi.history = History(start_ratio=1.3)  # the smoother's noise was too small from the start
     facts.residual_scale = torch.tensor([0.11, 0.125])
     assert check_width(facts).findings == []

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bayesode.diagnostics.facts import Facts
 from bayesode.diagnostics.finding import Checked, Finding, numbers_of
-from bayesode.inference.checks import has_random_paths
 from bayesode.inference.predictive import LARGEST_SOLVER_ERROR
 from bayesode.inference.warm_start.attempts import GOOD_RATIO, LITTLE_DATA, MAX_ATTEMPTS
 
@@ -91,9 +90,7 @@ def check_width(facts: Facts) -> Checked:
     inflation = facts.noise / _best_residual(facts)
     numbers["fitted noise / best residual"] = numbers_of(names, inflation.tolist())
     # paths with noise of their own follow the data as closely as they like: nothing is inflated
-    is_judged = facts.posterior.settings.get("engine") == "svi" and not has_random_paths(
-        facts.posterior.model, facts.train
-    )
+    is_judged = facts.posterior.settings.get("engine") == "svi" and not facts.has_random_paths
     if is_judged and inflation.max() > LARGEST_INFLATION:
         findings.append(
             Finding(

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bayesode.inference.checks import has_random_paths
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.predictive import solve_draws
@@ -45,6 +46,11 @@ class Facts:
     def train(self) -> Trajectories:
         """The data of the fit."""
         return self.posterior.train
+
+    @cached_property
+    def has_random_paths(self) -> bool:
+        """Whether paths have noise of their own."""
+        return has_random_paths(self.posterior.model, self.train)
 
     @cached_property
     def values(self) -> Tensor:
