@@ -9,8 +9,9 @@ from bayesode.inference.checks import has_random_paths
 from bayesode.inference.laplace import fit_laplace
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.svi import fit_svi
-from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField
+from bayesode.inference.warm_start.flat import FlatField
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.plan import choose_engine as engine_for
 from bayesode.trajectories import Trajectories
 
 ENGINES = ("auto", "laplace", "svi")
@@ -64,16 +65,13 @@ def fit(
 
 def choose_engine(model: DynamicalModel, train: Trajectories) -> tuple[str, str]:
     """The engine for a model, and why: as its plan says, or by what the model is."""
-    plan = ((model.recipe or {}).get("arguments") or {}).get("plan") or {}
-    planned = plan.get("engine", "auto")
+    stored = ((model.recipe or {}).get("arguments") or {}).get("plan") or {}
+    planned = stored.get("engine", "auto")
     if planned != "auto":
-        return planned, plan.get("reasons", {}).get("engine", "as planned")
+        return planned, stored.get("reasons", {}).get("engine", "as planned")
     if has_random_paths(model, train):
         return "svi", "paths have noise of their own, which Laplace does not take"
     if not hasattr(model.likelihood, "working_response"):
         name = type(model.likelihood).__name__
         return "svi", f"{name} does not show the state in data space, which Laplace needs"
-    size = len(FlatField.of(model.field).mean)
-    if size > MAX_WEIGHTS:
-        return "svi", f"{size} random numbers in the field, Laplace takes at most {MAX_WEIGHTS}"
-    return "laplace", f"{size} random numbers in data space: its bands hold best"
+    return engine_for(len(FlatField.of(model.field).mean))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from bayesode.errors import DataError
+from bayesode.inference.checks import has_random_paths
 from bayesode.models.contracts import resolve
 from bayesode.models.dynamical import DynamicalModel, median
 from bayesode.trajectories import Trajectories
@@ -70,8 +71,7 @@ class MeanFieldGuide(PyroModule):
 
     def __init__(self, model: DynamicalModel, trajectories: Trajectories) -> None:
         super().__init__()
-        start, times = model.units.dimensionless_times(trajectories)
-        if model.solver.priors(start, times):
+        if has_random_paths(model, trajectories):
             raise DataError(
                 "a model with random paths needs a guide that draws them, SDEGuide(model, data)."
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from bayesode.errors import DataError
+from bayesode.inference.checks import has_random_paths
 from bayesode.inference.warm_start.attempts import horizons
 from bayesode.inference.warm_start.fit_data import FALLBACK_STEP
 from bayesode.inference.warm_start.measurement import observed_response
@@ -91,8 +92,7 @@ def infer_initial_states(
 
 
 def _check_model(model: DynamicalModel, new: Trajectories) -> None:
-    start, times = model.units.dimensionless_times(new)
-    if model.solver.priors(start, times):
+    if has_random_paths(model, new):
         raise DataError(
             "the paths of this model are random: their noise would have to be inferred along with "
             "the initial states. Fit again with the new series included."

@@ -19,13 +19,13 @@ from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, le
 from bayesode.inference.warm_start.matching import match_gradients
 from bayesode.inference.warm_start.problem import PathProblem, StateProblem
 from bayesode.inference.warm_start.shooting import fit_windows
+from bayesode.plan import LITTLE_DATA
 from bayesode.smoothing import Smoothed
 
 PROCESS_SCALES = (0.1, 0.03, 0.01, 0.003)
 FIRST_HORIZON, HORIZON_FACTOR = 1 / 8, 1.5  # of all intervals, and from each horizon to the next
 MAX_ATTEMPTS, GOOD_RATIO = 4, 1.2
 AGREEMENT = 0.05  # of two residuals: then it is the smoother's noise that is wrong
-LITTLE_DATA = 100  # numbers, below which all attempts are made and the evidence decides
 SMALLEST_NOISE = 0.01  # of a data sd: a smoother of smooth data may estimate none at all
 
 
@@ -58,6 +58,8 @@ def attempts(
     noise = data.measurement.noise_of(expected)
     residuals: list[Tensor] = []
     failure: FitError | None = None
+    # little data have many optima of which the tightest is not the most probable: all are tried
+    is_little = data.measurement.mask.sum() < LITTLE_DATA
     for way in itertools.islice(itertools.cycle((fit_path, fit_growing)), MAX_ATTEMPTS):
         with watch("lm"):
             weights = match_gradients(data.field, grid, smoothed)
@@ -71,13 +73,11 @@ def attempts(
             continue
         residuals.append(data.measurement.residual_scale(data.path(fit.point)))
         yield fit
-        # little data have many optima of which the tightest is not the most probable
-        is_little = data.measurement.mask.sum() < LITTLE_DATA
         if not is_little and _is_reached(residuals, expected):
             return
     if not residuals and failure is not None:
         raise failure
-    if data.measurement.mask.sum() >= LITTLE_DATA:
+    if not is_little:
         worst = min(float((scale / expected).max()) for scale in residuals)
         warnings.warn(
             f"no trajectory fit: from {MAX_ATTEMPTS} starts the residual is {worst:.2g} times the "

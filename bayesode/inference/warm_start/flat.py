@@ -13,8 +13,9 @@ from torch.distributions import biject_to
 
 from bayesode.models.contracts import resolve
 from bayesode.models.dynamical import median
+from bayesode.plan import MAX_LAPLACE_WEIGHTS
 
-MAX_WEIGHTS = 2000  # normal equations beyond this cost more than they save
+MAX_WEIGHTS = MAX_LAPLACE_WEIGHTS  # normal equations beyond this cost more than they save
 NUM_DRAWS = 1000  # for the sd of an unconstrained prior without a closed form
 
 
@@ -52,10 +53,10 @@ class FlatField:
             bijection = biject_to(law.support)
             center = bijection.inv(values[site])
             sites[site] = bijection, center.shape
-            draws = bijection.inv(_draws(law))
             means.append(center.flatten())
             exact = _normal_sd(law)
-            sds.append((draws.std(0) if exact is None else exact.expand_as(draws[0])).flatten())
+            sd = bijection.inv(_draws(law)).std(0) if exact is None else exact.expand_as(center)
+            sds.append(sd.flatten())
         # a prior of constants stays float32 when its part is cast
         none = torch.empty(0, dtype=torch.float64)  # a part may have nothing random in it
         mean, sd = (torch.cat(parts).double() if parts else none for parts in (means, sds))

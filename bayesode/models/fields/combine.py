@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,57 @@ from bayesode.models.contracts import (
 from bayesode.units import Units
 
 
-class Sum(nn.Module):
+class Composite(nn.Module):
+    """A random part made of named parts: it declares what they do, as `name.site`.
+
+    The parts are its submodules. A subclass that keeps them elsewhere says so by `parts` and by
+    `place`, what comes before the name of a part's buffers.
+    """
+
+    place = ""
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """Names and parts, in the order of drawing."""
+        yield from self.named_children()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Types and constructor arguments of the parts."""
+        return {
+            name: {"type": type(part).__name__, **getattr(part, "config", {})}
+            for name, part in self.parts()
+        }
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Readable names of the entries of each site that has them."""
+        return {
+            f"{name}.{site}": labels
+            for name, part in self.parts()
+            for site, labels in getattr(part, "labels", {}).items()
+        }
+
+    def with_units(self, units: Units) -> None:
+        """Take on the units of a model."""
+        for _, part in self.parts():
+            if hasattr(part, "with_units"):
+                part.with_units(units)  # type: ignore[operator]
+
+    def priors(self) -> Priors:
+        """The sites of all parts."""
+        return dict(named_sites(self.parts()))  # type: ignore[arg-type]
+
+    def tunable(self) -> dict[str, Tuning]:
+        """The prior scales of all parts that may be set by the evidence."""
+        return {
+            f"{name}.{site}": Tuning(tuning.groups, f"{self.place}{name}.{tuning.buffer}")
+            for name, part in self.parts()
+            if hasattr(part, "tunable")
+            for site, tuning in part.tunable().items()  # type: ignore[operator]
+        }
+
+
+class Sum(Composite):
     """The sum of named fields, each with its own sites `name.site`.
 
     Args:
@@ -38,54 +89,21 @@ class Sum(nn.Module):
         ['physics.rate', 'network.weights']
     """
 
+    place = "fields."
+
     def __init__(self, **fields: nn.Module) -> None:
         super().__init__()
         if not fields:
             raise DataError("a sum needs at least one field, Sum(name=field, ...).")
         self.fields = nn.ModuleDict(fields)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Types and constructor arguments of the fields."""
-        return {
-            name: {"type": type(field).__name__, **getattr(field, "config", {})}
-            for name, field in self.fields.items()
-        }
-
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Readable names of the entries of each site that has them."""
-        return {
-            f"{name}.{site}": labels
-            for name, field in self.fields.items()
-            for site, labels in getattr(field, "labels", {}).items()
-        }
-
-    def with_units(self, units: Units) -> None:
-        """Take on the units of a model."""
-        for field in self.fields.values():
-            if hasattr(field, "with_units"):
-                field.with_units(units)  # type: ignore[operator]
-
-    def priors(self) -> Priors:
-        """The sites of all fields."""
-        return dict(named_sites(iter(self.fields.items())))  # type: ignore[arg-type]
-
-    def tunable(self) -> dict[str, Tuning]:
-        """The prior scales of all fields that may be set by the evidence."""
-        return {
-            f"{name}.{site}": Tuning(tuning.groups, f"fields.{name}.{tuning.buffer}")
-            for name, field in self.fields.items()
-            if hasattr(field, "tunable")
-            for site, tuning in field.tunable().items()  # type: ignore[operator]
-        }
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """Names and fields, in the order of drawing."""
+        yield from self.fields.items()
 
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
         """The field of drawn values of all parts."""
-        built = [
-            field.build(unnest(name, values), inputs)  # type: ignore[operator]
-            for name, field in self.fields.items()
-        ]
+        built = [part.build(unnest(name, values), inputs) for name, part in self.parts()]
 
         def total(t: Tensor, x: Tensor) -> Tensor:
             first, *others = (rate_of(field, t, x) for field in built)

@@ -10,20 +10,17 @@ from bayesode.errors import DataError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import (
     SDE,
-    Priors,
-    Tuning,
     Values,
     VectorField,
-    named_sites,
     rate_of,
     unnest,
 )
-from bayesode.units import Units
+from bayesode.models.fields.combine import Composite
 
 INTERPRETATIONS = ("ito", "stratonovich")
 
 
-class SDEField(nn.Module):
+class SDEField(Composite):
     """A drift with process noise: dx = f(t, x) dt + g(t, x) dW, one noise per component.
 
     Sites: those of the drift as `drift.site`, those of the noise as `diffusion.site`.
@@ -59,46 +56,11 @@ class SDEField(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Types and constructor arguments of the parts."""
-        described = {
-            name: {"type": type(part).__name__, **getattr(part, "config", {})}
-            for name, part in self.named_children()
-        }
-        return described | {"interpretation": self.interpretation}
-
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Readable names of the entries of each site that has them."""
-        return {
-            f"{name}.{site}": labels
-            for name, part in self.named_children()
-            for site, labels in getattr(part, "labels", {}).items()
-        }
-
-    def with_units(self, units: Units) -> None:
-        """Take on the units of a model."""
-        for part in self.children():
-            if hasattr(part, "with_units"):
-                part.with_units(units)  # type: ignore[operator]
-
-    def priors(self) -> Priors:
-        """The sites of both parts."""
-        return dict(named_sites(self.named_children()))  # type: ignore[arg-type]
-
-    def tunable(self) -> dict[str, Tuning]:
-        """The prior scales of both parts that may be set by the evidence."""
-        return {
-            f"{name}.{site}": Tuning(tuning.groups, f"{name}.{tuning.buffer}")
-            for name, part in self.named_children()
-            if hasattr(part, "tunable")
-            for site, tuning in part.tunable().items()  # type: ignore[operator]
-        }
+        return super().config | {"interpretation": self.interpretation}
 
     def build(self, values: Values, inputs: Inputs | None = None) -> SDE:
         """The equation of drawn values of both parts, in Ito's sense."""
-        drift, diffusion = (
-            part.build(unnest(name, values), inputs)  # type: ignore[operator]
-            for name, part in self.named_children()
-        )
+        drift, diffusion = (part.build(unnest(name, values), inputs) for name, part in self.parts())
         if self.interpretation == "ito" or diffusion.is_additive:
             return SDE(drift, diffusion)
 
