@@ -13,8 +13,7 @@ from bayesode.errors import DataError
 from bayesode.inference import storage
 from bayesode.inference.conditioning import ConditionedGuide
 from bayesode.inference.hold_out import HoldOut
-from bayesode.inference.laplace import LaplaceHistory
-from bayesode.inference.linearised import LaplaceGuide
+from bayesode.inference.laplace import LaplaceHistory, laplace_guide
 from bayesode.inference.mixture import Mixture
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
@@ -85,7 +84,7 @@ def _load_mixture(folder: Path, config: dict[str, Any]) -> Mixture:
 def _own_guide(settings: dict[str, Any], model: DynamicalModel, train: Trajectories) -> Any:
     """The guide of a run whose settings alone tell what it is; None for others."""
     if settings["engine"] == "laplace":
-        return LaplaceGuide(model, train)
+        return laplace_guide(model, train)
     if "conditioned" in settings:
         return ConditionedGuide(model, train, settings["conditioned"]["num_draws"])
     return None

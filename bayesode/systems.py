@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from bayesode.data_checks import as_list
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import MeanFieldGuide
 from bayesode.inference.laplace import fit_laplace
+from bayesode.inference.sde_guide import SDEGuide
 from bayesode.models.dynamical import DynamicalModel
-from bayesode.models.fields import BayesianMLP
+from bayesode.models.fields import AdditiveNoise, BayesianMLP, SDEField
 from bayesode.models.initial import NormalInitial
 from bayesode.models.likelihoods import (
     GaussianLikelihood,
@@ -20,7 +23,7 @@ from bayesode.models.likelihoods import (
     PoissonLikelihood,
     StudentTLikelihood,
 )
-from bayesode.models.solvers import FixedGridSolver
+from bayesode.models.solvers import FixedGridSolver, SDESolver
 from bayesode.plan import (
     LITTLE_DATA,
     SMALL_WIDTHS,
@@ -79,6 +82,68 @@ def neural_ode(
         >>> model.field.num_weights
         17
     """
+    chosen = _decided(train, likelihood, hidden, engine, plan, verbose)
+    dim = len(train.names)
+    solver = FixedGridSolver("rk4", step=chosen.step)
+    model = _model("neural_ode", train, chosen, _network(chosen, dim), solver)
+    return model, MeanFieldGuide(model, train)
+
+
+def neural_sde(
+    train: Trajectories,
+    *,
+    likelihood: str = "gaussian",
+    hidden: Sequence[int] | None = None,
+    engine: str = "auto",
+    plan: FitPlan | None = None,
+    verbose: bool = True,
+) -> tuple[DynamicalModel, SDEGuide]:
+    """A Bayesian neural SDE in data space: `neural_ode` with additive process noise.
+
+    dx = f(x) dt + g dW with a latent scale g per component; under "lognormal" and "poisson" the
+    state is a logarithm, so the noise multiplies. Noise enters at the times of the data. Where the
+    data are those of an ODE, the evidence shrinks g to nothing and forecasts are those of
+    `neural_ode`.
+
+    Args:
+        train: Training data, values (series, time, component).
+        likelihood: As in `neural_ode`.
+        hidden: Widths of the hidden layers of the drift, in place of the plan's.
+        engine: As in `neural_ode`; Laplace is the one whose bands hold.
+        plan: As in `neural_ode`.
+        verbose: Print the plan.
+
+    Returns:
+        Model and guide, ready for `fit`.
+
+    Raises:
+        ShapeError: As `neural_ode`.
+        DataError: As `neural_ode`.
+
+    Example:
+        >>> import bayesode as bo
+        >>> train = bo.datasets.stochastic_lotka_volterra(num_series=3, num_times=20).observed
+        >>> model, guide = bo.neural_sde(train, hidden=[4], verbose=False)
+        >>> posterior = bo.fit(model, guide, train, seed=0, progress=False)
+        >>> posterior.draws(10, seed=0)["field.diffusion.scale"].shape
+        torch.Size([10, 2])
+    """
+    chosen = _decided(train, likelihood, hidden, engine, plan, verbose)
+    dim = len(train.names)
+    field = SDEField(_network(chosen, dim), AdditiveNoise(dim))
+    model = _model("neural_sde", train, chosen, field, SDESolver(dim, chosen.step))
+    return model, SDEGuide(model, train)
+
+
+def _decided(
+    train: Trajectories,
+    likelihood: str,
+    hidden: Sequence[int] | None,
+    engine: str,
+    plan: FitPlan | None,
+    verbose: bool,
+) -> FitPlan:
+    """The plan of a system, made or checked, with the width that was asked for."""
     chosen = make_plan(train, likelihood, engine=engine) if plan is None else plan
     if plan is not None:
         _check_plan(plan, train, likelihood, engine)
@@ -90,16 +155,27 @@ def neural_ode(
         chosen = plan_by_evidence(train, chosen)
     if verbose:
         print(chosen)
+    return chosen
+
+
+def _network(plan: FitPlan, dim: int) -> BayesianMLP:
+    return BayesianMLP(dim, plan.hidden, dim, prior_scale=plan.prior_scale)
+
+
+def _model(
+    system: str, train: Trajectories, plan: FitPlan, field: nn.Module, solver: Any
+) -> DynamicalModel:
+    """What all systems in data space share."""
     dim = len(train.names)
     model = DynamicalModel(
         initial=NormalInitial(dim),
-        field=BayesianMLP(dim, chosen.hidden, dim, prior_scale=chosen.prior_scale),
-        likelihood=LIKELIHOODS[chosen.likelihood](dim),
-        solver=FixedGridSolver("rk4", step=chosen.step),
-        units=Units(**chosen.units),
+        field=field,
+        likelihood=LIKELIHOODS[plan.likelihood](dim),
+        solver=solver,
+        units=Units(**plan.units),
     ).to(train.values.dtype)  # type: ignore[union-attr]
-    model.recipe = {"system": "neural_ode", "arguments": {"plan": chosen.config}}
-    return model, MeanFieldGuide(model, train)
+    model.recipe = {"system": system, "arguments": {"plan": plan.config}}
+    return model
 
 
 def plan_by_evidence(
@@ -178,10 +254,10 @@ def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str, engine: str
         raise ShapeError(f"the plan is for components {names}, the data have {list(train.names)}.")
 
 
-def rebuild(recipe: dict[str, Any], train: Trajectories) -> tuple[DynamicalModel, MeanFieldGuide]:
+def rebuild(recipe: dict[str, Any], train: Trajectories) -> tuple[DynamicalModel, Any]:
     """The system that `recipe` (of a saved run) describes, untrained."""
     plan = FitPlan.from_config(recipe["arguments"]["plan"])
     return SYSTEMS[recipe["system"]](train, plan=plan, verbose=False)
 
 
-SYSTEMS = {"neural_ode": neural_ode}
+SYSTEMS = {"neural_ode": neural_ode, "neural_sde": neural_sde}

@@ -13,6 +13,7 @@ import bayesode as bo
 from bayesode.inference.warm_start.evidence import fit_noise
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.inference.warm_start.scales import log_volume
 from bayesode.models.contracts import VectorField, without_plate
 
 STATE = 2
@@ -95,7 +96,24 @@ def test_mean_covariance_and_evidence_are_exact_for_a_linear_model(model, train)
         assert torch.allclose(block, covariance[rows, rows], atol=1e-10)
         assert torch.allclose(cross[n], covariance[rows, :STATE], atol=1e-10)
     assert torch.allclose(own.weights, covariance[:STATE, :STATE], atol=1e-10)
-    assert found.log_evidence == pytest.approx(evidence.item(), abs=1e-7)
+    volume = log_volume(found.data.measurement.sites, found.noise, found.freedom)
+    assert found.log_evidence == pytest.approx(evidence.item() + volume, abs=1e-7)
+
+
+def test_the_evidence_integrates_over_the_noise_scales(model, train):
+    """Beside quadrature; components do not interact, so there is one integral for each."""
+    found = fit(model, train)
+    sites, best = found.data.measurement.sites, exact(train, found.noise.exp())[3]
+    expected, nodes = best.item(), torch.linspace(-1.5, 1.5, 121, dtype=torch.float64)
+    for j in range(STATE):
+        density = []
+        for node in nodes:
+            noise = found.noise + node * torch.eye(STATE)[j]
+            prior = dist.Normal(sites.mean[j], sites.sd[j]).log_prob(noise[j])
+            density.append(exact(train, noise.exp())[3] - best + prior)
+        step = math.log(3 / 120)
+        expected += torch.stack(density).logsumexp(0).item() + step
+    assert found.log_evidence == pytest.approx(expected, abs=0.05)
 
 
 def test_leverage_is_the_trace_of_the_hat_matrix(model, train):

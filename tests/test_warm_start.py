@@ -13,8 +13,10 @@ from torch.func import jacrev
 import bayesode as bo
 from bayesode.distributions import observed_law
 from bayesode.inference.warm_start import find_start, match_gradients, matching
-from bayesode.inference.warm_start.blocks import BorderedChain, solve_chain
-from bayesode.inference.warm_start.evidence import Covariance, fit_noise
+from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.chains import ChainFactor
+from bayesode.inference.warm_start.covariance import Covariance
+from bayesode.inference.warm_start.evidence import fit_noise
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
@@ -85,7 +87,7 @@ def test_chain_of_states_is_solved_as_the_dense_system_is():
     matrix, _ = dense(chain)
     right = torch.randn(2, 5, 3, 4, dtype=DOUBLE)
     exact = torch.linalg.solve(matrix, right.flatten(0, 2))
-    found = solve_chain(chain.diagonal, chain.upper, right)
+    found = ChainFactor.of(chain.diagonal, chain.upper).solve(right)
     torch.testing.assert_close(found.flatten(0, 2), exact, rtol=1e-9, atol=1e-10)
 
 
@@ -199,6 +201,9 @@ KINDS = ["plain", "masked", "own grids", "start"]
 
 
 # ---- Gauss-Newton systems -----------------------------------------------------------------------
+SPREAD = torch.tensor([0.2, 0.05], dtype=DOUBLE)  # of the miss in a mean interval
+
+
 def residuals(problem, data: FitData, model, train, point: Point) -> Tensor:
     """The residuals of a problem, written down a second time, through `Solver.solve`."""
     field, states = data.field.build(point.weights), point.states
@@ -213,7 +218,7 @@ def residuals(problem, data: FitData, model, train, point: Point) -> Tensor:
         for k in range(gaps.shape[1]):
             end = model.solver.solve(field, states[:, k], knots[:, k], knots[:, k + 1 : k + 2]).path
             share = (gaps[:, k] / gaps[gaps > 0].mean()).clamp_min(1e-6).sqrt().unsqueeze(-1)
-            misses.append((states[:, k + 1] - end[:, 0]) / (problem.process_scale * share))
+            misses.append((states[:, k + 1] - end[:, 0]) / (SPREAD * share))
         miss = torch.stack(misses).flatten()
     error = torch.where(train.mask, (train.values - path) / problem.noise.exp(), 0.0)
     return torch.cat([miss, prior, first.flatten(), error.nan_to_num(0.0).flatten()])
@@ -227,7 +232,11 @@ def test_normal_equations_are_those_of_the_residuals(kind: str, field: nn.Module
     data = FitData.of(model, train)
     noise = torch.tensor([0.3, 0.7], dtype=DOUBLE)
     problem = (
-        PathProblem(data, noise.log()) if which == "path" else StateProblem(data, noise.log(), 0.2)
+        PathProblem(data, noise.log())
+        if which == "path"
+        else StateProblem(
+            data, noise.log(), StateProblem.shrunk(data, noise.log(), 1.0).spread * SPREAD
+        )
     )
     torch.manual_seed(12)
     num_knots = 1 if which == "path" else train.grid.shape[1] + 1
@@ -351,7 +360,11 @@ def test_evidence_of_a_linear_model_is_exact(kind: str):
         covariance += fit.noise[j].exp() ** 2 * torch.eye(len(rows), dtype=DOUBLE)
         law = dist.MultivariateNormal(mean + drift * time, covariance)
         exact += law.log_prob(train.values[rows, steps, j]).item()
-    assert fit.log_evidence == pytest.approx(exact, abs=1e-5)
+    # the scales are integrated over: prior density times the volume of a normal posterior
+    sites = fit.data.measurement.sites
+    volume = dist.Normal(sites.mean, sites.sd).log_prob(fit.noise)
+    volume += math.log(2 * math.pi) / 2 - (2 * fit.freedom).log() / 2
+    assert fit.log_evidence == pytest.approx(exact + volume.sum().item(), abs=1e-5)
     assert 2 < fit.num_used < 8
 
 

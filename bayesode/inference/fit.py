@@ -9,6 +9,7 @@ from bayesode.inference.checks import has_random_paths
 from bayesode.inference.laplace import fit_laplace
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.svi import fit_svi
+from bayesode.inference.warm_start.diffusion import check_additive
 from bayesode.inference.warm_start.flat import FlatField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.plan import choose_engine as engine_for
@@ -34,7 +35,7 @@ def fit(
         train: Training data.
         engine: "auto", "laplace" or "svi". "auto" follows the plan of a model that has one; else it
             takes Laplace for models in data space with at most 2,000 random numbers in the field,
-            whose bands hold best, and SVI otherwise.
+            with additive process noise or none, whose bands hold best, and SVI otherwise.
         seed: Same seed, same posterior; None takes one from torch's generator.
         progress: Show a bar on anything over two seconds.
 
@@ -70,7 +71,10 @@ def choose_engine(model: DynamicalModel, train: Trajectories) -> tuple[str, str]
     if planned != "auto":
         return planned, stored.get("reasons", {}).get("engine", "as planned")
     if has_random_paths(model, train):
-        return "svi", "paths have noise of their own, which Laplace does not take"
+        try:
+            check_additive(model)
+        except DataError as error:
+            return "svi", str(error).split(";")[0]
     if not hasattr(model.likelihood, "working_response"):
         name = type(model.likelihood).__name__
         return "svi", f"{name} does not show the state in data space, which Laplace needs"

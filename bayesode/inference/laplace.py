@@ -1,9 +1,11 @@
-"""The Gauss-Newton posterior of weights and initial states at a trajectory fit."""
+"""The Gauss-Newton posterior of weights and states at a trajectory fit."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 import torch
@@ -13,12 +15,13 @@ from bayesode.errors import DataError
 from bayesode.inference.checks import check_data, has_random_paths
 from bayesode.inference.copies import own_copies
 from bayesode.inference.linearised import LaplaceGuide
+from bayesode.inference.linearised_sde import LaplaceSDEGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.warm_start.attempts import MAX_ATTEMPTS, attempts
+from bayesode.inference.warm_start.attempts import MAX_ATTEMPTS, attempts, diffusion_attempts
 from bayesode.inference.warm_start.evidence import LaplaceFit
-from bayesode.inference.warm_start.start import prepare
+from bayesode.inference.warm_start.start import prepare, prepare_diffusion
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
@@ -58,9 +61,13 @@ def fit_laplace(
     Random starts, each brought to convergence together with noise scales and prior scales; the
     largest evidence wins. Predictions are linearised around the fit.
 
+    With additive process noise, `SDEField(drift, AdditiveNoise(dim))`, the states at all points of
+    the noise grid are fitted along with the weights, and the scales of both noises are found by the
+    evidence: inside the data paths are smoothed, after them they go on with the noise.
+
     Args:
         model: A model in data space. Of a field with more than 2,000 random numbers only the last
-            layer is random, the others stay at the fit.
+            layer is random, the others stay at the fit (not with process noise).
         train: Training data.
         seed: Same seed, same posterior; None takes one from torch's generator.
         prior_scale: "mackay" sets one prior scale per weight matrix by the evidence; "fixed" keeps
@@ -68,11 +75,13 @@ def fit_laplace(
         progress: Show a bar on anything over two seconds.
 
     Raises:
-        DataError: If the data cannot be fitted as they are, or paths have noise of their own.
+        DataError: If the data cannot be fitted as they are, or the process noise depends on the
+            state.
         FitError: If no start leads to a fit, or the model does not fit the data's units.
 
     Source: MacKay (1992); linearised predictions: Immer, Korzepa, Bauer (2021), arXiv:2008.08400;
-    for neural ODEs Ott, Tiemann, Hennig (2023), arXiv:2305.13290.
+    for neural ODEs Ott, Tiemann, Hennig (2023), arXiv:2305.13290; states as unknowns: Tremolet
+    (2006), "Accounting for an imperfect model in 4D-Var", QJRMS 132.
 
     Example:
         >>> import bayesode as bo
@@ -85,20 +94,16 @@ def fit_laplace(
     if prior_scale not in PRIOR_SCALES:
         raise DataError(f"prior_scale must be one of {PRIOR_SCALES}, not {prior_scale!r}.")
     check_data(model, train)
-    if has_random_paths(model, train):
-        raise DataError(
-            "fit_laplace is for paths without noise of their own: fit a model with process noise "
-            "by fit_svi(model, SDEGuide(model, train), train)."
-        )
     begin, watch = time.perf_counter(), Stopwatch()
     device = train.start.device
     with seeded(seed) as used_seed, pyro.get_param_store().scope(), torch.no_grad():
         model, _ = own_copies(model, None, dtype=train.values.dtype, device=device)  # type: ignore
         with threads_for(train.grid.numel()):
-            tries = _fit(model, train, prior_scale == "mackay", progress, watch)
+            starts = _diffusion_starts if has_random_paths(model, train) else _starts
+            tries = _fit(starts(model, train, prior_scale == "mackay", watch), progress)
         best = max(tries, key=lambda fit: fit.log_evidence)
-        best.data.field.write_prior(model.field)
-        guide = LaplaceGuide(model, train).to(device)
+        guide = laplace_guide(model, train).to(device)
+        best.data.field.write_prior(guide.moving(model))
         guide.fill(best)
     evidences = [fit.log_evidence for fit in tries]
     history = LaplaceHistory(evidences, best.num_rounds, best.num_used)
@@ -107,14 +112,33 @@ def fit_laplace(
     return Posterior(model, guide, train, history=history, settings=settings)
 
 
-def _fit(
-    model: DynamicalModel, train: Trajectories, is_tuned: bool, progress: bool, watch: Stopwatch
-) -> list[LaplaceFit]:
+def laplace_guide(model: DynamicalModel, train: Trajectories) -> Any:
+    """An empty Laplace posterior of a model, for states if its paths have noise of their own."""
+    if has_random_paths(model, train):
+        return LaplaceSDEGuide(model, train)
+    return LaplaceGuide(model, train)
+
+
+def _starts(
+    model: DynamicalModel, train: Trajectories, is_tuned: bool, watch: Stopwatch
+) -> Iterator[LaplaceFit]:
     with watch("smoothing"):
         data, grid, smoothed = prepare(model, train)
+    return attempts(data, grid, smoothed, is_tuned=is_tuned, watch=watch)
+
+
+def _diffusion_starts(
+    model: DynamicalModel, train: Trajectories, is_tuned: bool, watch: Stopwatch
+) -> Iterator[LaplaceFit]:
+    with watch("smoothing"):
+        problem, grid, smoothed = prepare_diffusion(model, train)
+    return diffusion_attempts(problem, grid, smoothed, is_tuned=is_tuned, watch=watch)
+
+
+def _fit(starts: Iterator[LaplaceFit], progress: bool) -> list[LaplaceFit]:
     tries = []
     with tqdm(total=MAX_ATTEMPTS, desc="Laplace", delay=2, disable=not progress) as bar:
-        for fit in attempts(data, grid, smoothed, is_tuned=is_tuned, watch=watch):
+        for fit in starts:
             tries.append(fit)
             best = max(tries, key=lambda one: one.log_evidence)
             bar.set_postfix(log_evidence=f"{best.log_evidence:.1f}", refresh=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from bayesode.inference.guides import rows_of
 from bayesode.inference.initial_states import infer_initial_states
 from bayesode.inference.predictive import solve_draws, solver_error
-from bayesode.inference.warm_start.evidence import Covariance, LaplaceFit
+from bayesode.inference.warm_start.covariance import Covariance
+from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Point
@@ -21,6 +23,7 @@ from bayesode.trajectories import Trajectories
 from bayesode.units import Float64Module
 
 CLIMATE = 2.0  # sd, in data sds, of what is believed where the data determine nothing
+LARGEST_VARIANCE = 1e30  # beyond, the deviations of draws are lost in overflow
 SMALLEST_FREEDOM = 3.0  # of the Student t: below that its variance does not exist
 
 
@@ -68,6 +71,10 @@ class LaplaceGuide(Float64Module):
         whole = FlatField.of(model.field)
         return LastLayer.below(whole, self.held, MAX_WEIGHTS) if len(self.held) else whole
 
+    def moving(self, model: DynamicalModel) -> Any:
+        """The part of the model whose numbers are the weights."""
+        return model.field
+
     def fill(self, fit: LaplaceFit) -> None:
         """Take on a fit."""
         self.held.copy_(getattr(fit.data.field, "rest", self.held))
@@ -79,7 +86,7 @@ class LaplaceGuide(Float64Module):
             "own": fit.covariance.own,
             "noise": fit.noise,
             "freedom": fit.freedom.clamp_min(SMALLEST_FREEDOM),
-            "log_evidence": torch.tensor(fit.log_evidence),
+            "log_evidence": torch.tensor(fit.log_evidence, dtype=torch.float64),
         }
         for name, value in values.items():
             getattr(self, name).copy_(value)
@@ -139,9 +146,7 @@ class LinearisedPredictive:
         """
         guide, rows = self.guide, self.guide.rows(question)
         weights, x0 = guide.covariance(rows).sample(num_draws)
-        freedom = guide.freedom.expand(num_draws, -1)
-        chi_square = torch.distributions.Chi2(freedom).sample()
-        noise = guide.noise + (freedom / chi_square).log() / 2
+        noise = log_scale_draws(guide.noise, guide.freedom, num_draws)
         return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
 
     def _values(self, weights: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -178,22 +183,13 @@ class LinearisedPredictive:
         change = torch.einsum("ntsp,dp->dnts", by_weights, self._deviation(values))
         change += torch.einsum("ntsk,dnk->dnts", by_x0, values["x0"] - guide.x0[rows])
         variance = guide.covariance(rows).along(by_weights, by_x0)
-        share = 1 / (1 + variance / CLIMATE**2)  # of the variance that the cap leaves
-        paths = path * share + change * share.sqrt()
-        paths = torch.where(is_frozen, CLIMATE * torch.randn_like(paths), paths)
+        paths = capped(path, change, variance, is_frozen)
         return paths, torch.zeros_like(paths[:, :, 0, 0], dtype=torch.bool)
 
     def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
         """Linearised fields dz/ds of draws at dimensionless points (draws, points, state)."""
         field = self.guide.field(self.model)
-
-        def rate(weights: Tensor, point: Tensor) -> Tensor:
-            return field.build(weights)(t.double(), point.unsqueeze(0)).squeeze(0)
-
-        place, center = points[0].double(), self.guide.weights
-        mean = torch.func.vmap(rate, (None, 0))(center, place)
-        slope = torch.func.vmap(torch.func.jacrev(rate), (None, 0))(center, place)
-        return mean + torch.einsum("nsp,dp->dns", slope, self._deviation(values))
+        return linearised_rates(field, self.guide.weights, self._deviation(values), t, points)
 
     def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
         """Error of the solver at the fit itself: only the center is solved."""
@@ -216,7 +212,7 @@ class LinearisedPredictive:
         data = replace(FitData.of(self.model, question), field=self.guide.field(self.model))
         point = Point(self.guide.weights, self.guide.x0[self.guide.rows(question)].unsqueeze(1))
         path, by_weights, by_x0 = (part[:, 1:] for part in data.sensitivities(point))
-        return path, by_weights, by_x0, _is_frozen(path, data.solver.max_state)
+        return path, by_weights, by_x0, is_frozen_path(path, data.solver.max_state)
 
     def _deviation(self, values: dict[str, Tensor]) -> Tensor:
         """Deviation of drawn weights from the mean, shape (draws, weight)."""
@@ -225,7 +221,51 @@ class LinearisedPredictive:
         return field.pack(drawn) - self.guide.weights
 
 
-def _is_frozen(path: Tensor, bound: float) -> Tensor:
+def linearised_rates(
+    field: FlatField, center: Tensor, deviation: Tensor, t: Tensor, points: Tensor
+) -> Tensor:
+    """Linearised fields dz/ds at dimensionless points, shape (draws, points, state).
+
+    Args:
+        field: The field as a function of one vector.
+        center: At which it is linearised.
+        deviation: Of drawn weights, shape (draws, weight).
+        t: Dimensionless time, a scalar.
+        points: The same for every draw, shape (draws, points, state).
+    """
+
+    def rate(weights: Tensor, point: Tensor) -> Tensor:
+        return field.build(weights)(t.double(), point.unsqueeze(0)).squeeze(0)
+
+    place = points[0].double()
+    mean = torch.func.vmap(rate, (None, 0))(center, place)
+    slope = torch.func.vmap(torch.func.jacrev(rate), (None, 0))(center, place)
+    return mean + torch.einsum("nsp,dp->dns", slope, deviation)
+
+
+def capped(path: Tensor, change: Tensor, variance: Tensor, is_frozen: Tensor) -> Tensor:
+    """Linearised draws within the climate.
+
+    Args:
+        path: The fit's, shape (series, time, state).
+        change: Deviations of the draws, (draws, series, time, state).
+        variance: Of the deviations, (series, time, state).
+        is_frozen: Where the path left the bound, (series, time, 1): there the climate alone is
+            known.
+    """
+    is_lost = is_frozen | ~(variance < LARGEST_VARIANCE)
+    share = 1 / (1 + variance / CLIMATE**2)  # of the variance that the cap leaves
+    paths = path * share + change * share.sqrt()
+    return torch.where(is_lost, CLIMATE * torch.randn_like(paths), paths)
+
+
+def log_scale_draws(center: Tensor, freedom: Tensor, num_draws: int) -> Tensor:
+    """Draws of log scales whose variances are inverse chi-square, shape (draws, number)."""
+    wide = freedom.expand(num_draws, -1)
+    return center + (wide / torch.distributions.Chi2(wide).sample()).log() / 2
+
+
+def is_frozen_path(path: Tensor, bound: float) -> Tensor:
     """Times from which on a path stands still because it left the bound, (series, time, 1)."""
     is_outside = ~(path.abs() <= bound * (1 - 1e-6)).all(-1, keepdim=True)
     stands = (path == path[:, -1:]).all(-1, keepdim=True)

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise
+from bayesode.inference.warm_start.diffusion import FIRST_SCALE, ROUNDS, DiffusionProblem
+from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise, fit_scales
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
@@ -87,6 +89,51 @@ def attempts(
         )
 
 
+def diffusion_attempts(
+    problem: DiffusionProblem,
+    grid: Tensor,
+    smoothed: Smoothed,
+    *,
+    is_tuned: bool = False,
+    watch: Stopwatch | None = None,
+) -> Iterator[LaplaceFit]:
+    """Fits of a model with process noise from random starts; one for all but little data.
+
+    Every interval is integrated on its own, so a start does not lose its way; little data have many
+    optima, of which the most probable is to be found.
+
+    Args:
+        problem: The fit, its noise scales not yet known.
+        grid: Of the smoothed path.
+        smoothed: Path, derivative and noise estimate at knots and the middles between them.
+        is_tuned: As in `fit_noise`.
+        watch: As in `attempts`.
+
+    Raises:
+        FitError: If no start leads to a fit.
+    """
+    watch, data = watch or Stopwatch(), problem.data
+    expected = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
+    scales = data.measurement.noise_of(expected), problem.process.scales_of(FIRST_SCALE)
+    begin = problem.at(data, torch.cat(scales))
+    is_little = data.measurement.mask.sum() < LITTLE_DATA
+    failure, has_fit = None, False
+    for _ in range(MAX_ATTEMPTS):
+        with watch("lm"):
+            point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, ::2])
+        try:
+            with watch("laplace"):
+                yield fit_scales(begin, point, is_tuned=is_tuned, rounds=ROUNDS)
+        except FitError as error:  # this start led nowhere, another may not
+            failure = error
+            continue
+        has_fit = True
+        if not is_little:
+            return
+    if failure is not None and not has_fit:
+        raise failure
+
+
 def _is_reached(residuals: list[Tensor], noise: Tensor) -> bool:
     """Whether the residual is the smoother's noise, or two starts agree that it is another."""
     lowest = sorted(residuals, key=lambda scale: float((scale / noise).max()))
@@ -102,7 +149,7 @@ def fit_path(data: FitData, point: Point, noise: Tensor) -> Minimum:
     """
     damping = 1e-2
     for scale in PROCESS_SCALES:
-        problem = StateProblem(data, noise, scale)
+        problem = StateProblem.shrunk(data, noise, scale)
         found = levenberg_marquardt(
             problem, point, max_iterations=12, tolerance=1e-3, damping=damping
         )

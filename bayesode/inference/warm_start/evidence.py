@@ -3,101 +3,75 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bayesode.errors import FitError
-from bayesode.inference.warm_start.blocks import BorderedChain
 from bayesode.inference.warm_start.fit_data import FitData
-from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
-from bayesode.inference.warm_start.problem import PathProblem
+from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.levenberg_marquardt import (
+    LeastSquares,
+    Minimum,
+    Point,
+    levenberg_marquardt,
+)
+from bayesode.inference.warm_start.problem import Around, PathProblem
+from bayesode.inference.warm_start.scales import log_volume
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
-JITTERS = (0.0, 1e-12, 1e-10, 1e-8)  # relative to the diagonal
 PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
 
 
-@dataclass(frozen=True, eq=False)
-class Covariance:
-    """Posterior covariance of weights w and initial states x: an arrow, never a dense matrix.
+class NoisyProblem(LeastSquares, Protocol):
+    """A trajectory fit with noise scales, as one unconstrained vector."""
 
-    x = gain w + e with e of covariance `own`, independent between series.
+    @property
+    def data(self) -> FitData:
+        """The fit."""
+        ...
+
+    @property
+    def noise(self) -> Tensor:
+        """The scales."""
+        ...
+
+    @property
+    def sites(self) -> FlatField:
+        """What the scales are a vector of, with their prior."""
+        ...
+
+    best: Any  # log density at cost 0, a number; constants of priors left out
+
+    def at(self, data: FitData, noise: Tensor) -> Any:
+        """The same problem under other prior scales and another noise."""
+        ...
+
+    def around(self, point: Point) -> Around:
+        """Covariance and better noise at the optimum."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often fit and scales take turns, and how long each fit may take.
 
     Args:
-        weights: Covariance of w, shape (weight, weight).
-        gain: Shape (series, state, weight).
-        own: Shape (series, state, state).
-        log_determinant: Of the joint precision matrix.
+        most: Largest number of rounds.
+        first: Largest number of steps in the first round.
+        later: In the others.
+        tolerance: Relative decrease at which the steps of a round stop.
+        damping: Of the first step.
+        last: Largest number of steps, to rounding, once the scales are settled.
     """
 
-    weights: Tensor
-    gain: Tensor
-    own: Tensor
-    log_determinant: float = 0.0
-
-    @classmethod
-    def of(cls, system: BorderedChain) -> Covariance:
-        """The inverse of normal equations with one knot per series.
-
-        Raises:
-            FitError: If the matrix is not positive definite.
-        """
-        own = _factor(system.diagonal[:, 0])
-        solved = torch.cholesky_solve(system.border[:, 0], own)  # (series, state, weight)
-        schur = system.corner - (system.border[:, 0].mT @ solved).sum(0)
-        factor = _factor((schur + schur.mT) / 2)
-        log_determinant = sum(
-            2 * f.diagonal(dim1=-2, dim2=-1).log().sum().item() for f in (own, factor)
-        )
-        inverse = torch.cholesky_inverse(factor)
-        return cls(inverse, -solved, torch.cholesky_inverse(own), log_determinant)
-
-    def along(self, by_weights: Tensor, by_x0: Tensor) -> Tensor:
-        """Variances of linear functions of weights and x0.
-
-        Args:
-            by_weights: Derivatives, shape (series, *, weight).
-            by_x0: Derivatives, shape (series, *, state).
-
-        Returns:
-            Shape (series, *).
-        """
-        w, x = by_weights.flatten(1, -2), by_x0.flatten(1, -2)
-        whole = w + x @ self.gain
-        variance = ((whole @ self.weights) * whole).sum(-1) + ((x @ self.own) * x).sum(-1)
-        return variance.view(by_weights.shape[:-1])
-
-    def sample(self, num_draws: int) -> tuple[Tensor, Tensor]:
-        """Deviations of weights (draws, weight) and of x0 (draws, series, state)."""
-        noise = torch.randn(num_draws, len(self.weights)).to(self.weights)
-        weights = noise @ torch.linalg.cholesky(self.weights).mT
-        own = torch.randn(num_draws, *self.own.shape[:2]).to(self.own)
-        own = (torch.linalg.cholesky(self.own) @ own.unsqueeze(-1)).squeeze(-1)
-        return weights, torch.einsum("nsp,dp->dns", self.gain, weights) + own
-
-    def rows(self, index: Tensor) -> Covariance:
-        """The covariance of the weights and of some series."""
-        return Covariance(self.weights, self.gain[index], self.own[index], self.log_determinant)
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    """Cholesky factors; rounding may take the last bit of positivity from what no datum determines.
-
-    Raises:
-        FitError: If more than rounding is missing.
-    """
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    for jitter in JITTERS:
-        raised = matrix + torch.diag_embed(jitter * diagonal)
-        factor, info = torch.linalg.cholesky_ex(raised)
-        if not bool(info.any()):
-            return factor
-    raise FitError(
-        "the curvature of the fit is not positive: the weights are not determined and the prior is "
-        "too wide, or paths explode. Lower prior_scale or the width."
-    )
+    most: int = MAX_ROUNDS
+    first: int = 5
+    later: int = 5
+    tolerance: float = 1e-5
+    damping: float = 1e-3
+    last: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,18 +81,20 @@ class LaplaceFit:
     Args:
         data: The fit, with the prior scales that were found.
         point: Weights and x0.
-        noise: The likelihood's own sites, unconstrained, see `Measurement`.
-        covariance: Of weights and x0.
+        noise: The noise scales, unconstrained: the likelihood's own sites, see `Measurement`, then
+            those of process noise.
+        covariance: Of weights and states.
         freedom: Degrees of freedom of each noise scale.
         num_used: Effective number of fitted numbers.
-        log_evidence: In nats, of the data in users' units.
+        log_evidence: In nats, of the data in users' units; noise scales are integrated over,
+            prior scales of weights are not.
         num_rounds: Rounds of fit and scales that were needed.
     """
 
     data: FitData
     point: Point
     noise: Tensor
-    covariance: Covariance
+    covariance: Any
     freedom: Tensor
     num_used: float
     log_evidence: float
@@ -126,41 +102,74 @@ class LaplaceFit:
 
 
 def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = False) -> LaplaceFit:
-    """Fit, noise scales and prior scales that agree with each other.
+    """Fit of a path, noise scales and prior scales that agree with each other.
 
     Args:
         data: The fit.
         point: Weights and x0 near the optimum.
         noise: First guess, unconstrained, see `Measurement`.
         is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
+    """
+    return fit_scales(PathProblem(data, noise), point, is_tuned=is_tuned)
+
+
+def fit_scales(
+    problem: NoisyProblem, point: Point, *, is_tuned: bool = False, rounds: Rounds | None = None
+) -> LaplaceFit:
+    """A fit, noise scales and prior scales that agree with each other.
+
+    Args:
+        problem: With first guesses of the scales.
+        point: Near the optimum.
+        is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
+        rounds: How long it may take.
 
     Source: MacKay (1992), "A practical Bayesian framework for backpropagation networks", Neural
     Computation 4(3), section 2.
     """
-    damping, num_rounds = 1e-3, 0
+    rounds = rounds or Rounds()
+    damping, num_rounds, num_steps = rounds.damping, 0, rounds.first
     while True:
         num_rounds += 1
-        problem = PathProblem(data, noise)
         found = levenberg_marquardt(
-            problem, point, max_iterations=5, tolerance=1e-5, damping=max(damping, 1e-5)
+            problem,
+            point,
+            max_iterations=num_steps,
+            tolerance=rounds.tolerance,
+            damping=max(damping, 1e-5),
         )
-        point, damping = found.point, found.damping
-        path, by_weights, by_x0 = data.sensitivities(point, problem.path(point))
-        covariance = Covariance.of(problem.assemble(point, path, by_weights, by_x0))
-        variance = covariance.along(by_weights, by_x0)
-        information = data.measurement.information(path, noise)
-        size = data.measurement.response.shape[-1]
-        fresh, freedom, _ = data.measurement.better_noise(path, noise, variance[:, 1:, :size])
-        sd = _tuned_sd(data, point, covariance) if is_tuned else data.field.sd
-        changes = [(fresh - noise).abs(), PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs()]
-        if torch.cat(changes).max() < TOLERANCE or num_rounds == MAX_ROUNDS:
-            used = float((variance * information).sum())
-            evidence = _log_evidence(problem, found.cost, covariance)
-            return LaplaceFit(data, point, noise, covariance, freedom, used, evidence, num_rounds)
-        noise, data = fresh, replace(data, field=replace(data.field, sd=sd))
+        point, damping, num_steps = found.point, found.damping, rounds.later
+        around, data = problem.around(point), problem.data
+        sd = _tuned_sd(data, point, around.covariance) if is_tuned else data.field.sd
+        changes = [(around.noise - problem.noise).abs()]
+        changes.append(PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs())
+        if torch.cat(changes).max() < TOLERANCE or num_rounds == rounds.most:
+            return _settled(problem, found, around, rounds.last, num_rounds)
+        problem = problem.at(replace(data, field=replace(data.field, sd=sd)), around.noise)
 
 
-def _tuned_sd(data: FitData, point: Point, covariance: Covariance) -> Tensor:
+def _settled(
+    problem: NoisyProblem, found: Minimum, around: Around, num_steps: int, num_rounds: int
+) -> LaplaceFit:
+    """The fit for scales that change no more."""
+    if num_steps:
+        found = levenberg_marquardt(
+            problem, found.point, max_iterations=num_steps, tolerance=1e-12, damping=1e-6
+        )
+        around = problem.around(found.point)
+    return LaplaceFit(
+        problem.data,
+        found.point,
+        problem.noise,
+        around.covariance,
+        around.freedom,
+        around.num_used,
+        _log_evidence(problem, found.cost, around),
+        num_rounds,
+    )
+
+
+def _tuned_sd(data: FitData, point: Point, covariance: Any) -> Tensor:
     """Prior sds by MacKay's fixed point, precision = (determined numbers) / (sum of squares)."""
     groups, sd = data.field.groups, data.field.sd
     sd_new = sd.clone()
@@ -173,8 +182,9 @@ def _tuned_sd(data: FitData, point: Point, covariance: Covariance) -> Tensor:
     return sd_new
 
 
-def _log_evidence(problem: PathProblem, cost: float, covariance: Covariance) -> float:
-    """Log of the integral of exp(-cost / 2), with all constants of likelihood and priors."""
+def _log_evidence(problem: NoisyProblem, cost: float, around: Around) -> float:
+    """Log of the integral of exp(-cost / 2) over fit and noise scales, with all constants."""
     data = problem.data
-    priors = -data.field.sd.log().sum() - data.x0_sd.log().sum()
-    return float(problem.best - cost / 2 + priors - covariance.log_determinant / 2)
+    priors = float(-data.field.sd.log().sum() - data.x0_sd.log().sum())
+    fit = problem.best - cost / 2 + priors - around.covariance.log_determinant / 2
+    return fit + log_volume(problem.sites, problem.noise, around.freedom)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class FitData:
         walk: Lengths and begins of each series' own substeps one after the other, without the
             padding of intervals, shape (series, step) each.
         reached: Number of these that lie before each knot, shape (series, knot).
-        measurement: What the data say of a path.
+        measurement: What the data say of a path: a `Measurement`, or what stands for one.
         x0_mean: Prior mean of x0, shape (series, state).
         x0_sd: Prior sd of x0, shape (series, state).
     """
@@ -44,32 +45,54 @@ class FitData:
     gaps: Tensor
     walk: tuple[Tensor, Tensor]
     reached: Tensor
-    measurement: Measurement
+    measurement: Any
     x0_mean: Tensor
     x0_sd: Tensor
 
     @classmethod
     def of(cls, model: DynamicalModel, train: Trajectories) -> FitData:
-        """The fit of a model to data."""
-        start, times = model.units.dimensionless_times(train)
+        """The fit of a model without process noise to data: knots are the start and the times."""
+        times = model.units.dimensionless_times(train)[1]
+        field, measurement = FlatField.of(model.field), Measurement.of(model, train)
+        return cls.through(model, train, times, field, measurement)
+
+    @classmethod
+    def through(
+        cls,
+        model: DynamicalModel,
+        train: Trajectories,
+        times: Tensor,
+        field: FlatField,
+        measurement: Any,
+    ) -> FitData:
+        """The fit of a field with knots at the start and at given times.
+
+        Args:
+            model: Gives units, solver and the law of x0.
+            train: Series with their starts.
+            times: Dimensionless, shape (series, time), not decreasing, none before the start.
+            field: What moves the states.
+            measurement: What the data say of a path through these knots.
+        """
+        start = model.units.dimensionless_times(train)[0]
         knots = torch.cat([start.unsqueeze(-1), times], -1)
         gaps = knots.diff(dim=-1)
-        own = model.solver
-        solver = own if isinstance(own, FixedGridSolver) else FixedGridSolver(step=FALLBACK_STEP)
+        own = getattr(model.solver, "drift_solver", lambda: FixedGridSolver(step=FALLBACK_STEP))
+        solver = own()
         ends = knots[:, 1:].reshape(-1, 1)
         lengths, begins, _ = substeps(knots[:, :-1].flatten(), ends, solver.step)
         shape = (*gaps.shape, lengths.shape[-1])
         *walk, reached = substeps(start, times, solver.step)
         law = model.build({s: v.double() for s, v in model.prototype().items()}, train)[0]
         return cls(
-            FlatField.of(model.field),
+            field,
             solver,
             begins.view(shape),
             lengths.view(shape),
             gaps,
             (walk[0], walk[1]),
             torch.nn.functional.pad(reached, (1, 0)),
-            Measurement.of(model, train),
+            measurement,
             law.mean.double().expand(len(gaps), *law.event_shape),
             law.stddev.double().expand(len(gaps), *law.event_shape),
         )

@@ -62,6 +62,12 @@ class FlatField:
         mean, sd = (torch.cat(parts).double() if parts else none for parts in (means, sds))
         return cls(field, sites, mean, sd, _groups(field, sites).to(mean.device))
 
+    @classmethod
+    def joined(cls, *parts: FlatField) -> FlatField:
+        """Means, sds and groups of several parts one after the other; it builds nothing."""
+        mean, sd = torch.cat([p.mean for p in parts]), torch.cat([p.sd for p in parts])
+        return cls(nn.Module(), {}, mean, sd, torch.full_like(mean, -1, dtype=torch.long))
+
     def build(self, vector: Tensor) -> Any:
         """What the part builds of a vector (num_numbers,)."""
         return self.field.build(self.unpack(vector), None)  # type: ignore[operator]
@@ -125,12 +131,12 @@ class LastLayer(FlatField):
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:
         """Values per site of vectors (*draws, num_numbers), each (*draws, *event)."""
-        held = self.rest[: -vector.shape[-1]].expand(*vector.shape[:-1], -1)
+        held = self.rest[: len(self.rest) - vector.shape[-1]].expand(*vector.shape[:-1], -1)
         return self.whole.unpack(torch.cat([held, vector], -1))
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """The vectors (*draws, num_numbers) of values per site (*draws, *event)."""
-        return self.whole.pack(values)[..., -len(self.mean) :]
+        return self.whole.pack(values)[..., len(self.rest) - len(self.mean) :]
 
     def write_prior(self, field: nn.Module) -> None:
         """Put the prior sds that were tuned into the buffers of a field."""

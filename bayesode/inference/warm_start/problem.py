@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.covariance import Covariance
 from bayesode.inference.warm_start.fit_data import FitData
+from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 
 SHORTEST = 1e-6  # of the mean interval: padding and an asked start are intervals of length 0
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """What a fit looks like around its optimum, for given noise scales.
+
+    Args:
+        covariance: Of everything fitted, a `Covariance` or a `ChainCovariance`.
+        noise: The scales of larger evidence.
+        freedom: Degrees of freedom of each scale.
+        num_used: Effective number of fitted numbers.
+    """
+
+    covariance: Any
+    noise: Tensor
+    freedom: Tensor
+    num_used: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +44,20 @@ class StateProblem:
     Args:
         data: The fit.
         noise: Of the observations, unconstrained, see `Measurement`.
-        process_scale: Of the miss in an interval of mean length, dimensionless.
+        spread: Sd of the miss in each interval, dimensionless, broadcastable to (series, interval,
+            state).
 
     Source: weak-constraint smoothing, Tremolet (2006), QJRMS 132.
     """
 
     data: FitData
     noise: Tensor
-    process_scale: float
+    spread: Tensor
+
+    @classmethod
+    def shrunk(cls, data: FitData, noise: Tensor, scale: float) -> StateProblem:
+        """With process noise that misses by `scale` in an interval of mean length."""
+        return cls(data, noise, scale * (spans(data.gaps) / mean_span(data.gaps)).sqrt())
 
     @cached_property
     def best(self) -> float:
@@ -41,21 +67,29 @@ class StateProblem:
     def cost(self, point: Point) -> float:
         """Deviance of the data and sum of squared misses, prior included."""
         data = self.data
-        miss = point.states[:, 1:] - data.flow(point.weights, point.states[:, :-1])
         prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
         first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
         seen = 2 * (self.best - data.measurement.log_prob(point.states, self.noise))
-        return float((miss * self._rate()).square().sum() + prior + first + seen)
+        return float((self.miss(point) / self.spread).square().sum() + prior + first + seen)
+
+    def miss(self, point: Point) -> Tensor:
+        """Ends of the intervals minus where the field leads, shape (series, interval, state)."""
+        return point.states[:, 1:] - self.data.flow(point.weights, point.states[:, :-1])
 
     def linearise(self, point: Point) -> BorderedChain:
         """Normal equations of a step."""
-        data, rate = self.data, self._rate()
-        ends, by_weights, by_states = data.flow_jacobians(point.weights, point.states[:, :-1])
+        return self.assemble(point, *self.data.flow_jacobians(point.weights, point.states[:, :-1]))
+
+    def assemble(
+        self, point: Point, ends: Tensor, by_weights: Tensor, by_states: Tensor
+    ) -> BorderedChain:
+        """Normal equations of a step from the flow over all intervals and its derivatives."""
+        data, rate = self.data, (1 / self.spread).expand_as(ends)
         miss = (point.states[:, 1:] - ends) * rate
         a, b = by_states * rate.unsqueeze(-1), by_weights * rate.unsqueeze(-1)
         diagonal = torch.diag_embed(data.measurement.information(point.states, self.noise))
         diagonal[:, :-1] += a.mT @ a
-        diagonal[:, 1:] += torch.diag_embed(rate.square().expand_as(miss))
+        diagonal[:, 1:] += torch.diag_embed(rate.square())
         diagonal[:, 0] += torch.diag_embed(data.x0_sd.pow(-2))
         border = a.new_zeros(*point.states.shape, len(point.weights))
         border[:, :-1] += a.mT @ b
@@ -67,14 +101,17 @@ class StateProblem:
         states[:, 1:] -= rate * miss
         states[:, 0] -= (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
         weights = flat.mT @ miss.flatten() - (point.weights - data.field.mean) / data.field.sd**2
-        return BorderedChain(diagonal, -a.mT * rate.unsqueeze(-1), border, corner, states, weights)
+        return BorderedChain(diagonal, -a.mT * rate.unsqueeze(-2), border, corner, states, weights)
 
-    def _rate(self) -> Tensor:
-        """1 / sd of the miss per interval, shape (series, interval, 1)."""
-        gaps = self.data.gaps
-        mean = gaps[gaps > 0].mean()
-        share = (gaps / mean).clamp_min(SHORTEST)
-        return 1 / (self.process_scale * share.sqrt()).unsqueeze(-1)
+
+def spans(gaps: Tensor) -> Tensor:
+    """Lengths of intervals, never 0, shape (series, interval, 1)."""
+    return gaps.clamp_min(SHORTEST * mean_span(gaps)).unsqueeze(-1)
+
+
+def mean_span(gaps: Tensor) -> Tensor:
+    """Mean length of the intervals that have one."""
+    return gaps[gaps > 0].mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +139,26 @@ class PathProblem:
         first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
         seen = 2 * (self.best - data.measurement.log_prob(self.path(point), self.noise))
         return float(seen + prior + first)
+
+    @property
+    def sites(self) -> FlatField:
+        """What the noise is a vector of."""
+        return self.data.measurement.sites
+
+    def at(self, data: FitData, noise: Tensor) -> PathProblem:
+        """The same fit under other prior scales and another noise."""
+        return PathProblem(data, noise)
+
+    def around(self, point: Point) -> Around:
+        """Covariance and better noise at the optimum."""
+        data, noise, measurement = self.data, self.noise, self.data.measurement
+        path, by_weights, by_x0 = data.sensitivities(point, self.path(point))
+        covariance = Covariance.of(self.assemble(point, path, by_weights, by_x0))
+        variance = covariance.along(by_weights, by_x0)
+        seen = measurement.at_data(variance)[..., : measurement.response.shape[-1]]
+        better, freedom, _ = measurement.better_noise(path, noise, seen)
+        num_used = float((variance * measurement.information(path, noise)).sum())
+        return Around(covariance, better, freedom, num_used)
 
     def path(self, point: Point) -> Tensor:
         """The path of a point; that of the last one is remembered, a solve is what costs."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.warm_start.attempts import SMALLEST_NOISE, attempts, fit_many
+from bayesode.inference.warm_start.diffusion import DiffusionProblem
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS
 from bayesode.inference.warm_start.levenberg_marquardt import Point
@@ -43,13 +44,18 @@ class Start:
 
 
 def smooth_knots(model: DynamicalModel, train: Trajectories) -> tuple[Tensor, Smoothed]:
-    """The smoothed data at start, asked times and the middles between them.
+    """The smoothed data at start, asked times and the middles between them: see `smooth_at`."""
+    start, times = model.units.dimensionless_times(train)
+    return smooth_at(model, train, torch.cat([start.unsqueeze(-1), times], -1))
+
+
+def smooth_at(model: DynamicalModel, train: Trajectories, knots: Tensor) -> tuple[Tensor, Smoothed]:
+    """The smoothed data at knots (series, knot) and the middles between them.
 
     Returns:
-        Grid (series, 2 time + 1) and the smoothed path on it, dimensionless, float64.
+        Grid (series, 2 knot - 1) and the smoothed path on it, dimensionless, float64.
     """
-    start, times = model.units.dimensionless_times(train)
-    knots = torch.cat([start.unsqueeze(-1), times], -1)
+    _, times = model.units.dimensionless_times(train)
     middle = (knots[:, 1:] + knots[:, :-1]) / 2
     grid = torch.cat([torch.stack([knots[:, :-1], middle], -1).flatten(-2), knots[:, -1:]], -1)
     response = observed_response(model, train)
@@ -91,13 +97,49 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
     Raises:
         FitError: As `find_start`.
     """
+    check_smoothable(model)
+    grid, smoothed = smooth_knots(model, train)
+    data = FitData.of(model, train)
+    check_seen(data, train)
+    return data, grid, smoothed
+
+
+def prepare_diffusion(
+    model: DynamicalModel, train: Trajectories
+) -> tuple[DiffusionProblem, Tensor, Smoothed]:
+    """The same for a model with process noise, the smoothed data at the knots of its noise.
+
+    Raises:
+        FitError: As `find_start`.
+        DataError: If the process noise is not additive, or not that of "split".
+    """
+    check_smoothable(model)
+    problem = DiffusionProblem.of(model, train)
+    check_seen(problem.data, train)
+    process = problem.process
+    knots = torch.cat([process.begins, process.begins[:, -1:] + process.gaps[:, -1:]], -1)
+    return problem, *smooth_at(model, train, knots)
+
+
+def check_smoothable(model: DynamicalModel) -> None:
+    """Refuse a likelihood that does not show the state.
+
+    Raises:
+        FitError: Then.
+    """
     if not hasattr(model.likelihood, "working_response"):
         raise FitError(
             f"{type(model.likelihood).__name__} has no working_response(values), which the warm "
             "start needs: add it, or call fit_svi(..., warm_start=False)."
         )
-    grid, smoothed = smooth_knots(model, train)
-    data = FitData.of(model, train)
+
+
+def check_seen(data: FitData, train: Trajectories) -> None:
+    """Refuse states of which a smoother sees nothing.
+
+    Raises:
+        FitError: Then.
+    """
     num_hidden = data.x0_mean.shape[-1] - data.measurement.response.shape[-1]
     if num_hidden > 0:
         raise FitError(
@@ -111,7 +153,6 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
             f"component {name!r} has no observed value, and the warm start begins at smoothed "
             "data: drop it, or call fit_svi(..., warm_start=False)."
         )
-    return data, grid, smoothed
 
 
 def _start(

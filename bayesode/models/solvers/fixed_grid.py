@@ -101,6 +101,10 @@ class FixedGridSolver:
         """Nothing is random in an ODE's path."""
         return {}
 
+    def drift_solver(self) -> FixedGridSolver:
+        """What moves a state between two times: itself."""
+        return self
+
     def solve(
         self, field: VectorField, x0: Tensor, start: Tensor, times: Tensor, **noise: Tensor
     ) -> Solution:

@@ -1,0 +1,316 @@
+"""A Gaussian posterior of drift and states under process noise, and predictions from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesode.inference.course import Course, smooth_states
+from bayesode.inference.guides import rows_of
+from bayesode.inference.linearised import (
+    SMALLEST_FREEDOM,
+    capped,
+    is_frozen_path,
+    linearised_rates,
+    log_scale_draws,
+)
+from bayesode.inference.predictive import ERROR_SERIES, solve_draws, solver_error
+from bayesode.inference.warm_start.attempts import PROCESS_SCALES
+from bayesode.inference.warm_start.covariance import sample_normal
+from bayesode.inference.warm_start.diffusion import DiffusionProblem
+from bayesode.inference.warm_start.evidence import LaplaceFit
+from bayesode.inference.warm_start.flat import FlatField
+from bayesode.inference.warm_start.grids import QuestionGrid
+from bayesode.inference.warm_start.problem import StateProblem
+from bayesode.inference.warm_start.quadratic import Quadratic, held
+from bayesode.models.contracts import Solver
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+from bayesode.units import Float64Module
+
+BUFFERS = ("states", "slope", "curvature")  # of the knots, (series, knot, state)
+
+
+class LaplaceSDEGuide(Float64Module):
+    """Weights of the drift, noise scales, and the states at the knots of the noise.
+
+    Args:
+        model: The fit's own copy of the model.
+        train: The series whose states it holds.
+    """
+
+    weights: Tensor
+    covariance_weights: Tensor
+    start: Tensor
+    times: Tensor
+    states: Tensor
+    slope: Tensor
+    curvature: Tensor
+    noise: Tensor
+    freedom: Tensor
+    log_evidence: Tensor
+    longest: Tensor
+
+    def __init__(self, model: DynamicalModel, train: Trajectories) -> None:
+        super().__init__()
+        start, times = model.units.dimensionless_times(train)
+        solver: Any = model.solver
+        grid = QuestionGrid.of(start, times, solver.noise_step)
+        num_weights = len(self.field(model).mean)
+        num_noise = sum(len(part.mean) for part in self.noise_parts(model).values())
+        knots = (len(start), grid.times.shape[1] + 1, solver.dim)
+        shapes = {
+            "weights": (num_weights,),
+            "covariance_weights": (num_weights, num_weights),
+            **dict.fromkeys(BUFFERS, knots),
+            "noise": (num_noise,),
+            "freedom": (num_noise,),
+            "log_evidence": (),
+        }
+        self.register_buffer("start", start.double().clone())
+        self.register_buffer("times", grid.times.double().clone())
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        longest = solver.noise_step or grid.longest
+        self.register_buffer("longest", torch.tensor(longest, dtype=torch.float64))
+        self.series, self.num_steps = train.series, grid.reached.amax(-1)
+
+    def moving(self, model: DynamicalModel) -> Any:
+        """The part of the model whose numbers are the weights."""
+        return model.field.drift
+
+    def field(self, model: DynamicalModel) -> FlatField:
+        """The drift as a function of one vector."""
+        return FlatField.of(self.moving(model))
+
+    def noise_parts(self, model: DynamicalModel) -> dict[str, FlatField]:
+        """The parts of the model whose sites are noise scales, in the order of `noise`."""
+        diffusion: Any = model.field.diffusion
+        return {
+            "likelihood": FlatField.of(model.likelihood),
+            "field.diffusion": FlatField.of(diffusion),
+        }
+
+    def fill(self, fit: LaplaceFit) -> None:
+        """Take on a fit."""
+        measurement, states = fit.data.measurement, fit.point.states
+        seen = fit.noise[: len(measurement.sites.mean)]
+        values = {
+            "weights": fit.point.weights,
+            "covariance_weights": fit.covariance.weights,
+            "states": held(states, self.num_steps.to(states.device)),
+            "slope": measurement.pull(states, seen),
+            "curvature": measurement.information(states, seen),
+            "noise": fit.noise,
+            "freedom": fit.freedom.clamp_min(SMALLEST_FREEDOM),
+            "log_evidence": torch.tensor(fit.log_evidence, dtype=torch.float64),
+        }
+        for name, value in values.items():
+            getattr(self, name).copy_(value)
+
+    def rows(self, trajectories: Trajectories) -> Tensor:
+        """Rows of the states that belong to these series, (series,).
+
+        Raises:
+            DataError: For a series that was not in the fit.
+        """
+        return rows_of(self.series, trajectories).to(self.states.device)
+
+    def course(self, model: DynamicalModel, question: Trajectories) -> Course:
+        """The path of the fit through the times of a question, and what is linear there."""
+        rows, process = self.rows(question), self.scales(model)["field.diffusion"]
+        states, slope, curvature = (getattr(self, name)[rows] for name in BUFFERS)
+        known = self.times[rows], Quadratic(states, slope, curvature)
+        drift, longest = self.field(model), self.longest.item() or None
+        return Course.of(model, question, drift, self.weights, process, known, longest)
+
+    def scales(self, model: DynamicalModel) -> dict[str, Tensor]:
+        """The noise scales of each part, unconstrained."""
+        parts = self.noise_parts(model)
+        return dict(
+            zip(parts, self.noise.split([len(p.mean) for p in parts.values()]), strict=True)
+        )
+
+    def predictive(self, model: DynamicalModel) -> LinearisedSDEPredictive:
+        """Draws and linearised paths of this posterior."""
+        return LinearisedSDEPredictive(model, self)
+
+    def condition(self, model: DynamicalModel, new: Trajectories) -> LaplaceSDEGuide:
+        """The same weights and noise with the smoothed states of new series, given their data."""
+        scales = self.scales(model)
+        problem = DiffusionProblem.of(model, new)
+        data, spread = problem.data, problem.process.spread(scales["field.diffusion"])
+        seen, states = scales["likelihood"], _level(problem)
+        for scale in PROCESS_SCALES:  # a drift that is known well lets no first guess move
+            wide = StateProblem.shrunk(data, seen, scale).spread
+            states = smooth_states(
+                StateProblem(data, seen, spread.maximum(wide)), self.weights, states
+            )
+        states = smooth_states(StateProblem(data, seen, spread), self.weights, states)
+        guide = LaplaceSDEGuide(model, new).to(self.states.device)
+        own = {
+            "states": held(states, guide.num_steps.to(states.device)),
+            "slope": data.measurement.pull(states, seen),
+            "curvature": data.measurement.information(states, seen),
+            "start": guide.start,
+            "times": guide.times,
+        }
+        guide.load_state_dict(self.state_dict() | own)
+        return guide
+
+
+def _level(problem: DiffusionProblem) -> Tensor:
+    """States that stand at the nearest value before them, the first value before that."""
+    data = problem.data
+    seen = torch.where(data.measurement.mask, data.measurement.response, torch.nan)
+    knots = data.x0_mean.unsqueeze(1).repeat(1, data.gaps.shape[1] + 1, 1).fill_(torch.nan)
+    index = data.measurement.knots.unsqueeze(-1).expand_as(seen)
+    knots[..., : seen.shape[-1]] = knots[..., : seen.shape[-1]].scatter(1, index, seen)
+    for k in range(1, knots.shape[1]):
+        knots[:, k] = torch.where(knots[:, k].isnan(), knots[:, k - 1], knots[:, k])
+    for k in range(knots.shape[1] - 2, -1, -1):
+        knots[:, k] = torch.where(knots[:, k].isnan(), knots[:, k + 1], knots[:, k])
+    return torch.where(knots.isnan(), data.x0_mean.unsqueeze(1), knots)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearisedSDEPredictive:
+    """Predictions linearised around the fitted states: smoothed inside the data, free after them.
+
+    Args:
+        model: The fit's own copy of the model.
+        guide: The posterior.
+    """
+
+    model: DynamicalModel
+    guide: LaplaceSDEGuide
+    _last: list[tuple[Trajectories, Course]] = field(default_factory=list, repr=False)
+
+    def course(self, question: Trajectories) -> Course:
+        """The course through a question; that of the last one is remembered."""
+        if not self._last or self._last[0][0] is not question:
+            self._last[:] = [(question, self.guide.course(self.model, question))]
+        return self._last[0][1]
+
+    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+        """Joint draws per site: global ones (draws, 1, *event), x0 and `path.noise` per series.
+
+        Noise scales are drawn as `LinearisedPredictive` draws them. The increments are those on
+        the grid of the course; inside the data they follow the data, after them they are the
+        prior's.
+        """
+        guide, course = self.guide, self.course(question)
+        weights = sample_normal(guide.covariance_weights, num_draws)
+        change = torch.einsum("nksp,dp->dnks", course.gain, weights)
+        change = change + course.chain.sample(num_draws)
+        noise = log_scale_draws(guide.noise, guide.freedom, num_draws)
+        values = self._shared(guide.weights + weights, noise)
+        ratio = course.spread / self._spread(values, course)
+        ratio = torch.where(course.is_inside.unsqueeze(-1), ratio, 1.0)
+        increments = course.noise_of(change, weights) * ratio
+        return values | {"x0": course.states[:, 0] + change[:, :, 0], "path.noise": increments}
+
+    def paths(
+        self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Linearised paths of draws, within the climate, as in `LinearisedPredictive`.
+
+        Args:
+            values: From `sample`.
+            question: Series and times.
+            solver: Solves each draw by the same increments; to measure its error only.
+
+        Returns:
+            Paths (draws, series, time, state) and which draws failed: none.
+        """
+        course = self.course(question)
+        if solver is not None:
+            return solve_draws(self.model, values, question, self._on(course, solver))
+        change = course.change_of(
+            values["x0"] - course.states[:, 0],
+            values["path.noise"],
+            self._deviation(values),
+            self._spread(values, course),
+        )
+        path, variance, is_frozen = self._asked(course)
+        index = course.asked.unsqueeze(-1).expand(len(change), -1, -1, path.shape[-1])
+        paths = capped(path, change.gather(2, index), variance, is_frozen)
+        return paths, torch.zeros_like(paths[:, :, 0, 0], dtype=torch.bool)
+
+    def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
+        """Linearised drifts dz/ds of draws at dimensionless points (draws, points, state)."""
+        drift = self.guide.field(self.model)
+        return linearised_rates(drift, self.guide.weights, self._deviation(values), t, points)
+
+    def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
+        """Error of the solver at the fit itself, against the drift at half the step."""
+        rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
+        few = question.rows(rows)
+
+        def solvers(compared: Trajectories) -> tuple[Solver, Solver]:
+            own = self._on(self.course(few), self.model.solver)
+            return own, own.tight()
+
+        return solver_error(self.model, self.center(few), few, solvers)
+
+    def center(self, question: Trajectories) -> dict[str, Tensor]:
+        """The fit as one draw."""
+        course, guide = self.course(question), self.guide
+        values = self._shared(guide.weights[None], guide.noise[None])
+        noise = course.miss / course.spread
+        return values | {"x0": course.states[None, :, 0], "path.noise": noise[None]}
+
+    def uncapped_sd(self, question: Trajectories) -> Tensor:
+        """Posterior sd of the path in data sds, (series, time, state); above 1: not determined."""
+        _, variance, is_frozen = self._asked(self.course(question))
+        return torch.where(is_frozen, torch.inf, variance.sqrt())
+
+    # ---- inside ----------------------------------------------------------------------------------
+    def _shared(self, weights: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Values per global site (draws, 1, *event) of weights and noise (draws, num_numbers)."""
+        guide, found = self.guide, {}
+        parts = guide.noise_parts(self.model)
+        pieces = noise.split([len(part.mean) for part in parts.values()], -1)
+        drift = {"field.drift": (guide.field(self.model), weights)}
+        known = drift | {
+            name: (part, piece) for (name, part), piece in zip(parts.items(), pieces, strict=True)
+        }
+        for name in ("field.drift", "field.diffusion", "likelihood"):
+            part, vector = known[name]
+            found |= {f"{name}.{s}": v.unsqueeze(1) for s, v in part.unpack(vector).items()}
+        return found
+
+    def _deviation(self, values: dict[str, Tensor]) -> Tensor:
+        """Deviation of drawn weights from the mean, shape (draws, weight)."""
+        drift = self.guide.field(self.model)
+        drawn = {site: values[f"field.drift.{site}"].squeeze(1) for site in drift.sites}
+        return drift.pack(drawn) - self.guide.weights
+
+    def _spread(self, values: dict[str, Tensor], course: Course) -> Tensor:
+        """Sd of drawn process noise over each interval, (draws, series, interval, state)."""
+        name = "field.diffusion."
+        sites = {s.removeprefix(name): v for s, v in values.items() if s.startswith(name)}
+        noise = self.model.field.diffusion.build(sites)  # type: ignore[union-attr, operator]
+        times, lengths = course.grid.begins, course.grid.times - course.grid.begins
+        nowhere = torch.zeros_like(course.spread).flatten(0, 1)
+        scale = noise(times.reshape(-1, 1), nowhere)
+        scale = scale.expand(*scale.shape[:-2], *nowhere.shape)
+        scale = scale.unflatten(-2, course.spread.shape[:2])
+        return torch.where(
+            lengths.unsqueeze(-1) > 0, scale * lengths.sqrt().unsqueeze(-1), course.spread
+        )
+
+    def _asked(self, course: Course) -> tuple[Tensor, Tensor, Tensor]:
+        """The fit's path at the asked times, its variances, and where it is frozen."""
+        index = course.asked.unsqueeze(-1).expand(-1, -1, course.states.shape[-1])
+        path = course.states.gather(1, index)
+        variance = course.variance(self.guide.covariance_weights).gather(1, index)
+        bound = self.model.solver.max_state  # type: ignore[attr-defined]
+        return path, variance, is_frozen_path(path, bound)
+
+    def _on(self, course: Course, solver: Any) -> Any:
+        """A solver that takes the increments of a course."""
+        return solver.on(course.grid.times, course.grid.longest or None)

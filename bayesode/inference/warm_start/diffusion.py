@@ -1,0 +1,200 @@
+"""Fits of drift, states and noise scales together, for models with additive process noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bayesode.errors import DataError
+from bayesode.inference.warm_start.covariance import ChainCovariance
+from bayesode.inference.warm_start.evidence import Rounds
+from bayesode.inference.warm_start.fit_data import FitData
+from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField
+from bayesode.inference.warm_start.grids import QuestionGrid
+from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.inference.warm_start.measurement import Measurement
+from bayesode.inference.warm_start.problem import Around, StateProblem, spans
+from bayesode.inference.warm_start.scales import most_probable_scales
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.trajectories import Trajectories
+
+FIRST_SCALE = 0.1  # sd of the miss in a mean interval at which a fit begins, in data sds
+# the same below which it is none: smaller scales change nothing and lose the digits of the weights
+SMALLEST_SCALE = 1e-3
+SMALLEST_SHARE = 0.02  # of the intervals, that always counts as degrees of freedom
+LARGEST_DROP = math.log(3)  # of the logarithm of a process scale in one round
+ROUNDS = Rounds(most=25, first=30, later=8, tolerance=1e-4, damping=1e-2, last=5)
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessNoise:
+    """What additive process noise adds to the states over the intervals of a fit.
+
+    Args:
+        sites: Its scales as one vector, with their prior.
+        begins: Times at which the intervals begin, shape (series, interval).
+        gaps: Their lengths, shape (series, interval).
+        dim: Size of the state.
+    """
+
+    sites: FlatField
+    begins: Tensor
+    gaps: Tensor
+    dim: int
+
+    def spread(self, scales: Tensor) -> Tensor:
+        """Sd of what is added over each interval, shape (series, interval, state)."""
+        noise = self.sites.build(scales)
+        nowhere = self.gaps.new_zeros(*self.gaps.shape, self.dim).flatten(0, 1)
+        scale = noise(self.begins.reshape(-1, 1), nowhere).expand_as(nowhere)
+        return scale.view(*self.gaps.shape, self.dim) * spans(self.gaps).sqrt()
+
+    def scales_of(self, scale: float) -> Tensor:
+        """The vector at which a miss in a mean interval has this sd."""
+        gaps = self.gaps[self.gaps > 0]
+        rate = torch.full((self.dim,), scale).to(gaps) / gaps.mean().sqrt()
+        return self.sites.pack(self.sites.field.starting_values(rate))  # type: ignore[operator]
+
+    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales of largest evidence at a fit, and their degrees of freedom.
+
+        Args:
+            miss: Of the fit, shape (series, interval, state).
+            scales: At which the variance was found.
+            variance: Posterior variance of the misses.
+        """
+        is_real = (self.gaps > 0).unsqueeze(-1).expand_as(miss)
+
+        def log_prob(place: Tensor) -> Tensor:
+            law = torch.distributions.Normal(0.0, self.spread(place))
+            return torch.where(is_real, law.log_prob(miss), 0.0).sum()
+
+        best, freedom, _ = most_probable_scales(
+            log_prob,
+            lambda place: (self.spread(place).pow(-2), is_real),
+            variance,
+            self.sites,
+            scales,
+            smallest_share=SMALLEST_SHARE,
+        )
+        return best.maximum(scales - LARGEST_DROP).maximum(self.scales_of(SMALLEST_SCALE)), freedom
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionProblem:
+    """Weights and states at all knots, with the scales of measurement and process noise.
+
+    Args:
+        data: The fit, its field the drift.
+        noise: Scales of the likelihood, then of the process noise, unconstrained.
+        process: The process noise.
+    """
+
+    data: FitData
+    noise: Tensor
+    process: ProcessNoise
+
+    @classmethod
+    def of(cls, model: DynamicalModel, train: Trajectories) -> DiffusionProblem:
+        """The fit of a model to data at its first scales, those of likelihood at their prior's.
+
+        Raises:
+            DataError: If the noise depends on the state, or enters in other steps than "split" has.
+        """
+        check_additive(model)
+        start, times = model.units.dimensionless_times(train)
+        grid = QuestionGrid.of(start, times, model.solver.noise_step)  # type: ignore[attr-defined]
+        measurement = Measurement.of(model, train, grid.reached)
+        drift = FlatField.of(model.field.drift)  # type: ignore[arg-type]
+        if len(drift.mean) > MAX_WEIGHTS:
+            raise DataError(
+                f"the drift has {len(drift.mean)} random numbers; fit_laplace takes {MAX_WEIGHTS} "
+                "with process noise: make it narrower, or fit by SVI with SDEGuide."
+            )
+        data = FitData.through(model, train, grid.times, drift, measurement)
+        process = process_of(model, data, grid)
+        first = torch.cat([measurement.sites.mean, process.scales_of(FIRST_SCALE)])
+        return cls(data, first, process)
+
+    @cached_property
+    def states(self) -> StateProblem:
+        """The fit for these scales."""
+        seen, moved = self._split(self.noise)
+        return StateProblem(self.data, seen, self.process.spread(moved))
+
+    @property
+    def sites(self) -> FlatField:
+        """What the scales are a vector of."""
+        return FlatField.joined(self.data.measurement.sites, self.process.sites)
+
+    @property
+    def best(self) -> float:
+        """Log density of data and path through the data with no miss."""
+        return self.states.best - float(self.states.spread.log().sum())
+
+    def at(self, data: FitData, noise: Tensor) -> DiffusionProblem:
+        """The same fit under other prior scales and another noise."""
+        return DiffusionProblem(data, noise, self.process)
+
+    def cost(self, point: Point) -> float:
+        """Deviance of the data and sum of squared misses, prior included."""
+        return self.states.cost(point)
+
+    def linearise(self, point: Point):  # noqa: ANN201 - BorderedChain, as the states' own
+        """Normal equations of a step."""
+        return self.states.linearise(point)
+
+    def around(self, point: Point) -> Around:
+        """Covariance and better scales at the optimum."""
+        states, measurement = self.states, self.data.measurement
+        seen, moved = self._split(self.noise)
+        ends, by_weights, by_states = self.data.flow_jacobians(point.weights, point.states[:, :-1])
+        system = states.assemble(point, ends, by_weights, by_states)
+        covariance = ChainCovariance.of(system)
+        variance = covariance.of_states()
+        observed = measurement.at_data(variance)[..., : measurement.response.shape[-1]]
+        better, freedom, _ = measurement.better_noise(point.states, seen, observed)
+        of_misses = covariance.of_misses(by_weights, by_states)
+        process, process_freedom = self.process.better(point.states[:, 1:] - ends, moved, of_misses)
+        num_used = float((variance * measurement.information(point.states, seen)).sum())
+        return Around(
+            covariance,
+            torch.cat([better, process]),
+            torch.cat([freedom, process_freedom]),
+            num_used,
+        )
+
+    def _split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        first = len(self.data.measurement.sites.mean)
+        return noise[:first], noise[first:]
+
+
+def process_of(model: DynamicalModel, data: FitData, grid: QuestionGrid) -> ProcessNoise:
+    """The process noise of a model over the intervals of a grid."""
+    sites = FlatField.of(model.field.diffusion)  # type: ignore[arg-type]
+    return ProcessNoise(sites, grid.begins, data.gaps, data.x0_mean.shape[-1])
+
+
+def check_additive(model: DynamicalModel) -> None:
+    """Refuse what Laplace cannot take.
+
+    Raises:
+        DataError: If the noise depends on the state, or the solver is not "split".
+    """
+    diffusion = getattr(model.field, "diffusion", None)
+    if diffusion is None or not hasattr(diffusion, "starting_values"):
+        raise DataError(
+            "fit_laplace takes process noise that is additive, SDEField(drift, AdditiveNoise(dim)) "
+            "(in log units that is multiplicative noise); other noise is fitted by "
+            "fit_svi(model, SDEGuide(model, train), train)."
+        )
+    method = getattr(model.solver, "method", None)
+    if method != "split":
+        raise DataError(
+            f"fit_laplace takes paths with noise by SDESolver(method='split'), not {method!r}: the "
+            "others are for simulation and SVI."
+        )
