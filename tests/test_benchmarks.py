@@ -23,7 +23,16 @@ if "benchmarks" not in sys.modules:  # it is not installed with the package
     )
     sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
 
-from benchmarks import dynamics, equations, plain, rivals, scoring, tables, tasks  # noqa: E402
+from benchmarks import (  # noqa: E402
+    dynamics,
+    equations,
+    plain,
+    records,
+    rivals,
+    scoring,
+    tables,
+    tasks,
+)
 
 VARIANTS = [name for name in tasks.VARIANTS if "200" not in name]
 
@@ -194,7 +203,7 @@ def test_cell_marks_what_is_not_accepted_and_hides_no_failure():
 
 
 def test_seeds_are_lists_and_ranges():
-    assert dynamics.numbers("1-3,7") == [1, 2, 3, 7]
+    assert records.seeds("1-3,7") == [1, 2, 3, 7]
 
 
 def test_file_comes_back_as_it_was_and_runs_go_on_behind_it(tmp_path, monkeypatch, capsys):
@@ -206,8 +215,9 @@ def test_file_comes_back_as_it_was_and_runs_go_on_behind_it(tmp_path, monkeypatc
     assert [r["method"] for r in first] == ["mean", "persistence"]
     assert first[0]["rmse_in"] > 0 and first[1]["rmse_in"] is None
     assert set(first[0]) == {"system", "variant", "seed", "method", "error", *scoring.NUMBERS}
-    known = dynamics.read(path)
-    assert math.isnan(known[dynamics.Run("van_der_pol", "smoke", 1, "persistence")]["rmse_in"])
+    known = records.read(path, dynamics.Run, scoring.NUMBERS)
+    (record,) = known[dynamics.Run("van_der_pol", "smoke", 1, "persistence")]
+    assert math.isnan(record["rmse_in"])
     monkeypatch.setattr(sys, "argv", [*arguments[:3], "mean,gp-smoother", *arguments[4:]])
     dynamics.main()
     second = json.loads(path.read_text())
@@ -220,5 +230,5 @@ def test_method_that_fails_is_recorded_with_its_reason(monkeypatch):
         raise ValueError("no luck")
 
     monkeypatch.setitem(dynamics.METHODS, "mean", broken)
-    record = dynamics.record_of(dynamics.Run("van_der_pol", "smoke", 1, "mean"))
+    (record,) = dynamics.records_of(dynamics.Run("van_der_pol", "smoke", 1, "mean"))
     assert record["error"] == "ValueError: no luck" and math.isnan(record["rmse_in"])
