@@ -1,11 +1,8 @@
 """The benchmark of dynamics: its data, its scores, its rivals with a closed form, its file."""
 
-import importlib.util
 import json
 import math
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,19 +13,9 @@ from torch.distributions import Normal
 import bayesode as bo
 from bayesode import scores
 from bayesode.tabular import frame
-
-ROOT = Path(__file__).parents[1] / "benchmarks"
-if "benchmarks" not in sys.modules:  # it is not installed with the package
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-
-from benchmarks import (  # noqa: E402
+from benchmarks import (
     dynamics,
     equations,
-    lynx_hare,
-    lynx_hare_tables,
     plain,
     records,
     rivals,
@@ -235,73 +222,3 @@ def test_method_that_fails_is_recorded_with_its_reason(monkeypatch):
     monkeypatch.setitem(dynamics.METHODS, "mean", broken)
     (record,) = dynamics.records_of(dynamics.Run("van_der_pol", "smoke", 1, "mean"))
     assert record["error"] == "ValueError: no luck" and math.isnan(record["rmse_in"])
-
-
-# ---- lynx and hare -------------------------------------------------------------------------------
-def rows_of(model, origin, log_score, num_horizons=6):
-    run = lynx_hare.Run(model, 0, origin)._asdict()
-    own = dict.fromkeys(lynx_hare.NUMBERS, math.nan) | {"log_score_per_point": log_score}
-    rows = [run | own | {"horizon": k + 1, "num_points": 2} for k in range(num_horizons)]
-    return [row | {"error": None} for row in rows]
-
-
-def test_baselines_of_the_rolling_origins_are_those_of_an_earlier_study(tmp_path, capsys):
-    path = tmp_path / "records.json"
-    models = ["ar2", "climatology", "random-walk"]
-    lynx_hare.main(["--models", ",".join(models), "--json", str(path)])
-    known = records.flat(records.read(path, lynx_hare.Run, lynx_hare.NUMBERS))
-    table = lynx_hare_tables.by_model(known).loc[models]
-    assert (table["numbers"] == 108).all()
-    assert table["log score"].tolist() == pytest.approx([-3.90, -4.37, -4.52], abs=0.006)
-    assert table["crps"].round(3).tolist() == [0.335, 0.472, 0.605]
-    assert table["cover 90"].round(2).tolist() == [0.83, 0.80, 0.84]
-    by_horizon = lynx_hare_tables.by_horizon(known)
-    assert by_horizon.loc["ar2"].round(2).tolist() == [-3.29, -3.76, -4.11, -4.20, -4.16, -4.02]
-    assert "climatology - ar2: -0.451 ± 0.096 (mean over 10 origins)" in capsys.readouterr().out
-
-
-def test_draws_of_a_law_score_as_the_law_does():
-    train, test = lynx_hare.halves(1915)
-    assert test.times.tolist() == [1916.0, 1917.0, 1918.0, 1919.0, 1920.0]
-    law = torch.distributions.LogNormal(2.9, 0.6)
-    levels = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    draws = law.icdf(levels).view(-1, 1, 1, 1).expand(-1, 1, 5, 2)
-    ensemble = SimpleNamespace(
-        values=draws,
-        failed=torch.zeros(len(draws), 1, dtype=torch.bool),
-        log_prob=lambda test: law.log_prob(test.values).expand(len(draws), -1, -1, -1),
-    )
-    scales = {"likelihood.noise_scale": torch.tensor([[0.1, 0.2]])}
-    posterior = SimpleNamespace(
-        train=train,
-        predict=lambda question, num_draws, seed: ensemble,
-        draws=lambda num_draws, seed: scales,
-        settings={"engine": "svi"},
-    )
-    points = lynx_hare.of_posterior(posterior, test, len(draws), 0, 1.0)
-    values = test.values[0]
-    torch.testing.assert_close(points.log_score, law.log_prob(values))
-    exact = scores.gaussian_crps(torch.tensor(2.9), torch.tensor(0.6), values.log())
-    torch.testing.assert_close(points.crps, exact, rtol=1e-3, atol=1e-3, check_dtype=False)
-    assert points.covers.tolist() == ((law.cdf(values) - 0.5).abs() <= 0.45).tolist()
-    assert points.facts == {"seconds": 1.0, "noise_scale": pytest.approx(0.15)}
-
-
-def test_difference_to_ar2_counts_every_origin_once():
-    rows = [r for o, s in ((1916, -4.0), (1917, -3.0)) for r in rows_of("ar2", o, s, 1920 - o)]
-    rows += rows_of("black-box", 1916, -3.5, 4) + rows_of("black-box", 1917, -3.2, 3)
-    mean, error, count = lynx_hare_tables.differences(rows)["black-box"]
-    assert (mean, count) == (pytest.approx((0.5 - 0.2) / 2), 2)
-    assert error == pytest.approx(0.35)  # half the distance of .5 and -.2
-
-
-def test_forecast_that_fails_is_recorded_and_not_left_out_of_the_mean(monkeypatch):
-    def broken(train, test, seed, is_smoke):
-        raise ValueError("no luck")
-
-    monkeypatch.setitem(lynx_hare.MODELS, "ar2", lynx_hare.Model("baseline", None, broken))
-    failed = lynx_hare.records_of(lynx_hare.Run("ar2", 0, 1917))
-    assert [r["horizon"] for r in failed] == [1, 2, 3]
-    assert all(r["error"] == "ValueError: no luck" for r in failed)
-    table = lynx_hare_tables.by_model(failed + rows_of("ar2", 1916, -3.5))
-    assert math.isnan(table.loc["ar2", "log score"])
