@@ -2,10 +2,12 @@
 
 import json
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torchsde
 
 import bayesode as bo
 from bayesode import scores
@@ -18,6 +20,7 @@ from benchmarks import (
     records,
     rivals,
     scoring,
+    sde_speed,
     tasks,
 )
 
@@ -119,7 +122,10 @@ def test_random_paths_go_on_in_the_forecast_and_are_seen_through_the_noise_that_
 
 
 def test_task_in_sample_asks_nothing_later():
-    task = tasks.in_sample(tasks.make_task("van_der_pol", "smoke", 2))
+    whole = tasks.make_task("van_der_pol", "smoke", 2)
+    task = tasks.in_sample(whole)
+    torch.testing.assert_close(task.target.truth, whole.target.truth[:, :20])
+    torch.testing.assert_close(task.target.new.values, whole.target.new.values[:, :20])
     torch.testing.assert_close(task.target.new.grid, task.train.grid)
     scored = scoring.score_members(
         task.target.truth[None], task.noise_scale.expand(1, -1), task.target, scoring.Size(10)
@@ -214,3 +220,25 @@ def test_methods_are_added_to_a_file_of_process_noise(tmp_path, monkeypatch, cap
     assert first["log_score_forecast"] < 0 and first["error"] is None
     assert second["log_score_forecast"] is None and second["error"] == "ValueError: no luck"
     assert "failed: stochastic, smoke, 1, neural-sde" in capsys.readouterr().out
+
+
+# ---- speed ---------------------------------------------------------------------------------------
+def test_ways_that_are_timed_solve_the_same_equation_in_the_same_steps():
+    grid = sde_speed.Grid(1.0, 5, 0.125)
+    problem = sde_speed.Problem(grid)
+    motion = sde_speed.motion_of(problem, seed=3)
+    knots = torch.arange(9, dtype=torch.float64) * grid.step
+    kicks = torch.stack([motion(a, b) for a, b in pairwise(knots)], 1)
+    noise = (kicks / grid.step**0.5).view(sde_speed.NUM_DRAWS, sde_speed.NUM_SERIES, 8, 2)
+    own = sde_speed.ours(problem, "euler", noise)
+    x0, times = problem.flat_x0, problem.times
+    theirs = torchsde.sdeint(problem, x0, times, bm=motion, method="euler", dt=grid.step)
+    torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5)
+    parameters = list(problem.parameters())
+    gradients = [torch.autograd.grad(p.square().mean(), parameters) for p in (own, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_all_ways_of_the_speed_table_run():
+    names = [row["way"] for row in sde_speed.step_table("t", sde_speed.Grid(1.0, 3, 0.25), 1)]
+    assert names == list(sde_speed.ways(sde_speed.Problem(sde_speed.Grid(1.0, 3, 0.25))))
