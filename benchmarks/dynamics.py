@@ -21,17 +21,15 @@ for the closing report of a change: do not tune on them.
 """
 
 import argparse
-import json
 import math
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from benchmarks.methods import OWN
+from benchmarks.records import Record, add_common, read, reason, run_all, seeds, some_of
 from benchmarks.rivals import RIVALS
 from benchmarks.scoring import NUMBERS, SMOKE, USUAL, numbers_of
-from benchmarks.tables import Record, show
+from benchmarks.tables import show
 from benchmarks.tasks import STRESS, SYSTEMS, VARIANTS, make_task
 
 METHODS = OWN | RIVALS
@@ -47,73 +45,35 @@ class Run(NamedTuple):
     method: str
 
 
-# ---- records -------------------------------------------------------------------------------------
-def record_of(run: Run) -> Record:
+def records_of(run: Run) -> list[Record]:
     """One flat record; a fit that fails has `error` and NaN for every number."""
     size = SMOKE if run.variant == "smoke" else USUAL
     key: Record = run._asdict()
     try:
         task = make_task(run.system, run.variant, run.seed)
         outcome = METHODS[run.method](task, size)
-        return key | numbers_of(outcome, task) | {"error": outcome.problem}
+        return [key | numbers_of(outcome, task) | {"error": outcome.problem}]
     except Exception as error:  # whatever it is, the other fits go on
-        reason = f"{type(error).__name__}: {error}"
-        return key | dict.fromkeys(NUMBERS, math.nan) | {"error": reason}
+        return [key | dict.fromkeys(NUMBERS, math.nan) | {"error": reason(error)}]
 
 
-def write(records: list[Record], path: Path) -> None:
-    """All records so far, as strict JSON (NaN is null); the file is complete at any moment."""
-    plain = [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()}
-        for r in records
-    ]
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(plain, indent=1, allow_nan=False))
-    os.replace(part, path)
-
-
-def read(path: Path) -> dict[Run, Record]:
-    """The records of a file that an earlier call wrote; none if there is no file."""
-    if not path.exists():
-        return {}
-    empty: Record = dict.fromkeys(NUMBERS, math.nan)
-    records = {}
-    for plain in json.loads(path.read_text()):
-        known = {k: math.nan if v is None and k in empty else v for k, v in plain.items()}
-        records[Run(**{name: known[name] for name in Run._fields})] = empty | known
-    return records
-
-
-# ---- command line --------------------------------------------------------------------------------
-def numbers(text: str) -> list[int]:
-    """Seeds: "1,2", "1-3" or both, "1-3,7"."""
-    out: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        out += range(int(first), int(last or first) + 1)
-    return out
-
-
-def some_of(known: dict[str, Any]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        chosen = text.split(",")
-        for name in chosen:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}; known are {','.join(known)}")
-        return chosen
-
-    return names
+def line(records: list[Record]) -> str:
+    record = records[0]
+    outcome = record["error"] or (
+        f"rmse {record['rmse_in']:.3f} / {record['rmse_forecast']:.3f}, {record['seconds']:.1f} s"
+    )
+    name = f"{record['system']} ({record['variant']})"
+    return f"{name:<34} seed {record['seed']:<5} {record['method']:<17} {outcome}"
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", type=some_of(SYSTEMS), help="names with commas; default: all")
-    parser.add_argument("--seeds", type=numbers, help='of data and fit, "1,2" or "1-3" (default)')
+    parser.add_argument("--seeds", type=seeds, help='of data and fit, "1,2" or "1-3" (default)')
     parser.add_argument("--methods", type=some_of(METHODS), help="names with commas; default: all")
     parser.add_argument("--variants", type=some_of(VARIANTS), help="of the data")
     parser.add_argument("--stress", action="store_true", help="variants of three systems")
-    parser.add_argument("--smoke", action="store_true", help="tiny: only to see that it runs")
-    parser.add_argument("--json", type=Path, help="file of the records, read and kept up to date")
+    add_common(parser)
     return parser.parse_args()
 
 
@@ -135,23 +95,8 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
 
 def main() -> None:
     options = parse()
-    records = read(options.json) if options.json else {}
-    try:
-        for run in runs(options):
-            if run in records and not records[run]["error"]:
-                continue
-            record = records[run] = record_of(run)
-            if options.json:
-                write(list(records.values()), options.json)
-            outcome = record["error"] or (
-                f"rmse {record['rmse_in']:.3f} / {record['rmse_forecast']:.3f}, "
-                f"{record['seconds']:.1f} s"
-            )
-            name = f"{run.system} ({run.variant})"
-            print(f"{name:<34} seed {run.seed:<5} {run.method:<17} {outcome}", flush=True)
-    except KeyboardInterrupt:
-        print("stopped by the user; this is what there is:")
-    show(list(records.values()))
+    known = read(options.json, Run, NUMBERS)
+    show(run_all(runs(options), records_of, known, options.json, line))
 
 
 if __name__ == "__main__":

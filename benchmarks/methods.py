@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import bayesode as bo
-from benchmarks.scoring import PHASES, Method, Outcome, Scored, Size, score_draws
+from benchmarks.scoring import NUM_DRAWS, PHASES, Method, Outcome, Scored, Size, score_draws
 from benchmarks.tasks import Target, Task
 
 Fit = Callable[[Task, Size], bo.Posterior]
@@ -46,9 +46,16 @@ def method_of(fit: Fit) -> Method:
 
 
 def outcome_of(posterior: bo.Posterior, task: Task, size: Size) -> Outcome:
+    """What a posterior says of its own series and of new ones; the seconds are not known here."""
     new_series, problem = of_new_series(
         posterior, task, size, lambda own: score_posterior(own, task.new_series, task, size)
     )
+    own = of_own_series(posterior, task, size)
+    return own._replace(new_series=new_series, problem=problem)
+
+
+def of_own_series(posterior: bo.Posterior, task: Task, size: Size) -> Outcome:
+    """What a posterior says of the series of its fit; the seconds are not known here."""
     draws = posterior.draws(size.num_draws, seed=task.seed)
     evidence, elbo = math.nan, math.nan
     if posterior.settings["engine"] == "svi":
@@ -58,13 +65,13 @@ def outcome_of(posterior: bo.Posterior, task: Task, size: Size) -> Outcome:
     return Outcome(
         seconds=math.nan,
         path=score_posterior(posterior, task.target, task, size),
-        new_series=new_series,
-        rates=posterior.field(task.visited, num_draws=size.num_draws, seed=task.seed),
+        rates=posterior.field(
+            task.visited, num_draws=min(size.num_draws, NUM_DRAWS), seed=task.seed
+        ),
         noise_scale=draws["likelihood.noise_scale"].double().median(0).values,
         evidence=evidence,
         elbo=elbo,
         phases=phases_of(posterior.history),
-        problem=problem,
     )
 
 

@@ -141,14 +141,21 @@ def _whole(part: Tensor, target: Target, window: slice) -> Tensor:
 def persistence(task: Task, size: Size) -> Outcome:
     """The last value of each series, as a random walk: a forecast only."""
     begin = time.perf_counter()
-    path = _random_walk(task.train, task.target, slice(task.num_train, None))
+    path = _forecast("random_walk", task.train, task.target, slice(task.num_train, None))
     seconds = time.perf_counter() - begin
-    new_series = _random_walk(task.given, task.new_series, slice(NUM_GIVEN, None))
+    new_series = _forecast("random_walk", task.given, task.new_series, slice(NUM_GIVEN, None))
     return Outcome(seconds, path, new_series)
 
 
-def _random_walk(data: bo.Trajectories, target: Target, window: slice) -> Scored:
-    law = baselines(data, data.at(target.new.times[..., window]))["random_walk"]
+def ar2(task: Task, size: Size) -> Outcome:
+    """AR(2) per component, pooled over the series: a forecast only, of regular complete series."""
+    begin = time.perf_counter()
+    path = _forecast("ar2", task.train, task.target, slice(task.num_train, None))
+    return Outcome(time.perf_counter() - begin, path)
+
+
+def _forecast(name: str, data: bo.Trajectories, target: Target, window: slice) -> Scored:
+    law = baselines(data, data.at(target.new.times[..., window]))[name]
     mean, sd = (_whole(part, target, window) for part in (law.loc, law.scale))
     return score_normal(mean, None, sd, target)
 

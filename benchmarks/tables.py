@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 from bayesode.tabular import frame
+from benchmarks.records import Record
 from benchmarks.tasks import OWN_TIMES
 
 Limit = tuple[float, float]
-Record = dict[str, Any]
 
 ACCURACY = {
     "rmse_in": "rmse in",

@@ -119,8 +119,13 @@ class Task(NamedTuple):
 
 
 def make_task(system: str, variant: str, seed: int) -> Task:
+    """The data of a system, in a variant, by a seed; both by their names."""
+    return task_of(SYSTEMS[system], VARIANTS[variant], seed)
+
+
+def task_of(system: System, chosen: Variant, seed: int) -> Task:
     """The data of a system, in a variant, by a seed."""
-    (simulate, horizon, usual), chosen = SYSTEMS[system], VARIANTS[variant]
+    simulate, horizon, usual = system
     num_train = chosen.num_times or usual
     about = {"noise_scale": chosen.noise_scale, "missing": chosen.missing}
 
@@ -144,6 +149,12 @@ def make_task(system: str, variant: str, seed: int) -> Task:
         new_series=_target(fresh, slice(num_train), labels, NEW_SERIES_SEED + noise_seed),
         substep=horizon / (usual - 1) / 10,
     )
+
+
+def in_sample(task: Task) -> Task:
+    """The same task without its forecast: nothing is asked or scored beyond the training data."""
+    new, _ = task.target.new.split(time=task.train.times.max().item())
+    return task._replace(target=Target(task.target.truth[:, : task.num_train], new))
 
 
 def _times(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[1] / "benchmarks"
+if "benchmarks" not in sys.modules:  # it is not installed with the package
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
 
 
 def pytest_configure() -> None:

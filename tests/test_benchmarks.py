@@ -1,10 +1,8 @@
 """The benchmark of dynamics: its data, its scores, its rivals with a closed form, its file."""
 
-import importlib.util
 import json
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +13,16 @@ from torch.distributions import Normal
 import bayesode as bo
 from bayesode import scores
 from bayesode.tabular import frame
-
-ROOT = Path(__file__).parents[1] / "benchmarks"
-if "benchmarks" not in sys.modules:  # it is not installed with the package
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-
-from benchmarks import dynamics, equations, plain, rivals, scoring, tables, tasks  # noqa: E402
+from benchmarks import (
+    dynamics,
+    equations,
+    plain,
+    records,
+    rivals,
+    scoring,
+    tables,
+    tasks,
+)
 
 VARIANTS = [name for name in tasks.VARIANTS if "200" not in name]
 
@@ -194,7 +193,7 @@ def test_cell_marks_what_is_not_accepted_and_hides_no_failure():
 
 
 def test_seeds_are_lists_and_ranges():
-    assert dynamics.numbers("1-3,7") == [1, 2, 3, 7]
+    assert records.seeds("1-3,7") == [1, 2, 3, 7]
 
 
 def test_file_comes_back_as_it_was_and_runs_go_on_behind_it(tmp_path, monkeypatch, capsys):
@@ -206,8 +205,9 @@ def test_file_comes_back_as_it_was_and_runs_go_on_behind_it(tmp_path, monkeypatc
     assert [r["method"] for r in first] == ["mean", "persistence"]
     assert first[0]["rmse_in"] > 0 and first[1]["rmse_in"] is None
     assert set(first[0]) == {"system", "variant", "seed", "method", "error", *scoring.NUMBERS}
-    known = dynamics.read(path)
-    assert math.isnan(known[dynamics.Run("van_der_pol", "smoke", 1, "persistence")]["rmse_in"])
+    known = records.read(path, dynamics.Run, scoring.NUMBERS)
+    (record,) = known[dynamics.Run("van_der_pol", "smoke", 1, "persistence")]
+    assert math.isnan(record["rmse_in"])
     monkeypatch.setattr(sys, "argv", [*arguments[:3], "mean,gp-smoother", *arguments[4:]])
     dynamics.main()
     second = json.loads(path.read_text())
@@ -220,5 +220,5 @@ def test_method_that_fails_is_recorded_with_its_reason(monkeypatch):
         raise ValueError("no luck")
 
     monkeypatch.setitem(dynamics.METHODS, "mean", broken)
-    record = dynamics.record_of(dynamics.Run("van_der_pol", "smoke", 1, "mean"))
+    (record,) = dynamics.records_of(dynamics.Run("van_der_pol", "smoke", 1, "mean"))
     assert record["error"] == "ValueError: no luck" and math.isnan(record["rmse_in"])
