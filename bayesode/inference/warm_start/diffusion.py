@@ -27,7 +27,7 @@ FIRST_SCALE = 0.1  # sd of the miss in a mean interval at which a fit begins, in
 SMALLEST_SCALE = 1e-3
 SMALLEST_SHARE = 0.02  # of the intervals, that always counts as degrees of freedom
 LARGEST_DROP = math.log(3)  # of the logarithm of a process scale in one round
-ROUNDS = Rounds(most=25, first=30, later=8, tolerance=1e-4, damping=1e-2, last=5)
+ROUNDS = Rounds(most=25, first=30, later=8, tolerance=1e-4, damping=1e-2, last=5, stride=4.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,11 @@ class ProcessNoise:
         rate = torch.full((self.dim,), scale).to(gaps) / gaps.mean().sqrt()
         return self.sites.pack(self.sites.field.starting_values(rate))  # type: ignore[operator]
 
+    @cached_property
+    def floor(self) -> Tensor:
+        """The vector below which there is no process noise."""
+        return self.scales_of(SMALLEST_SCALE)
+
     def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """The scales of largest evidence at a fit, and their degrees of freedom.
 
@@ -81,7 +86,7 @@ class ProcessNoise:
             scales,
             smallest_share=SMALLEST_SHARE,
         )
-        return best.maximum(scales - LARGEST_DROP).maximum(self.scales_of(SMALLEST_SCALE)), freedom
+        return best.maximum(scales - LARGEST_DROP).maximum(self.floor), freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +143,8 @@ class DiffusionProblem:
 
     def at(self, data: FitData, noise: Tensor) -> DiffusionProblem:
         """The same fit under other prior scales and another noise."""
+        seen, moved = self._split(noise)
+        noise = torch.cat([seen, moved.maximum(self.process.floor)])
         return DiffusionProblem(data, noise, self.process)
 
     def cost(self, point: Point) -> float:

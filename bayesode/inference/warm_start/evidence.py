@@ -20,6 +20,7 @@ from bayesode.inference.warm_start.problem import Around, PathProblem
 from bayesode.inference.warm_start.scales import log_volume
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
+LARGEST_STRIDE = 1.0  # of the logarithm of a scale, where a step is lengthened
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
 PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
 
@@ -64,6 +65,8 @@ class Rounds:
         tolerance: Relative decrease at which the steps of a round stop.
         damping: Of the first step.
         last: Largest number of steps, to rounding, once the scales are settled.
+        stride: Largest factor by which a step of the scales is lengthened where steps keep their
+            direction: towards a scale of nothing they are short and many.
     """
 
     most: int = MAX_ROUNDS
@@ -72,6 +75,7 @@ class Rounds:
     tolerance: float = 1e-5
     damping: float = 1e-3
     last: int = 0
+    stride: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +133,7 @@ def fit_scales(
     """
     rounds = rounds or Rounds()
     damping, num_rounds, num_steps = rounds.damping, 0, rounds.first
+    before = torch.zeros_like(problem.noise)
     while True:
         num_rounds += 1
         found = levenberg_marquardt(
@@ -141,11 +146,21 @@ def fit_scales(
         point, damping, num_steps = found.point, found.damping, rounds.later
         around, data = problem.around(point), problem.data
         sd = _tuned_sd(data, point, around.covariance) if is_tuned else data.field.sd
-        changes = [(around.noise - problem.noise).abs()]
+        step = around.noise - problem.noise
+        changes = [step.abs()]
         changes.append(PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs())
         if torch.cat(changes).max() < TOLERANCE or num_rounds == rounds.most:
             return _settled(problem, found, around, rounds.last, num_rounds)
-        problem = problem.at(replace(data, field=replace(data.field, sd=sd)), around.noise)
+        noise = problem.noise + _lengthened(step, before, rounds.stride)
+        before = step
+        problem = problem.at(replace(data, field=replace(data.field, sd=sd)), noise)
+
+
+def _lengthened(step: Tensor, before: Tensor, most: float) -> Tensor:
+    """Steps as if their ratio to the ones before stayed what it is (Aitken), in bounds."""
+    ratio = torch.where(before != 0, step / before, 0.0).clamp(0, 1 - 1 / most)
+    longer = (step / (1 - ratio)).clamp(-LARGEST_STRIDE, LARGEST_STRIDE)
+    return torch.where(longer.abs() > step.abs(), longer, step)
 
 
 def _settled(
