@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.inference.elbo import sample_sites
-from bayesode.inference.predictive import solve_draws, solver_error
+from bayesode.inference.predictive import Given, declared_draws, solve_draws, solver_error
 from bayesode.models.contracts import Solver, unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -27,9 +26,11 @@ class SDEPredictive:
     model: DynamicalModel
     guide: Any
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Joint draws per site; `path.noise` on the noise grid of the fit and its continuation."""
-        return sample_sites(self.guide.posteriors(question), num_draws, question.num_series)[0]
+        return declared_draws(self.guide, question, num_draws, given)
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
