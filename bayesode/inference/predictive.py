@@ -122,9 +122,9 @@ def refuse_given(given: Given, guide: Any) -> None:
     """
     if given is not None:
         raise DataError(
-            f"of {type(guide).__name__} only joint draws are known: nothing can be drawn again given "
-            "the rest, as variance_parts() needs. Take fit_laplace or a guide that declares its laws "
-            "(MeanFieldGuide, SDEGuide), and not condition(new) of an SVI fit."
+            f"of {type(guide).__name__} only joint draws are known: nothing can be drawn again "
+            "given the rest, as variance_parts() needs. Take fit_laplace or a guide that declares "
+            "its laws (MeanFieldGuide, SDEGuide), and not condition(new) of an SVI fit."
         )
 
 
