@@ -8,7 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.inference.predictive import Given, declared_draws, solve_draws, solver_error
+from bayesode.inference.predictive import (
+    ERROR_SERIES,
+    Given,
+    declared_draws,
+    solve_draws,
+    solver_error,
+)
 from bayesode.models.contracts import Solver, unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -51,9 +57,10 @@ class SDEPredictive:
 
     def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
         """Distance to the drift at half the step, by the same increments."""
-
-        def solvers(compared: Trajectories) -> tuple[Solver, Solver]:
-            own = self.guide.solver_on(compared)
-            return own, own.tight()
-
-        return solver_error(self.model, values, question, solvers)
+        compared = question.rows(range(min(ERROR_SERIES, question.num_series)))
+        own = self.guide.solver_on(compared)
+        grid = own.noise_grid(*self.model.units.dimensionless_times(compared))
+        # the noise grid of all series may be longer than that of the ones that are compared
+        noise = values["path.noise"][..., : grid.num_steps, :]
+        first = values | {"path.noise": noise}
+        return solver_error(self.model, first, question, lambda _: (own, own.tight()))

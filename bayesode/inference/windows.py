@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,8 +47,8 @@ def check_inside(train: Trajectories, question: Trajectories) -> None:
         is_after(train, question),
         train,
         question,
-        "lies after it: smooth() is for the data window. Ask forecast(train.at(later)) for times "
-        "after it, predict() for both at once.",
+        "lies after the data: smooth() is for the data window. Ask forecast(train.at(later)) for "
+        "times after it, predict() for both at once.",
     )
 
 
@@ -60,8 +62,8 @@ def check_after(train: Trajectories, question: Trajectories) -> None:
         ~is_after(train, question),
         train,
         question,
-        "does not lie after it: forecast() is for later times. Ask smooth() for times inside the "
-        "data window, predict() for both at once.",
+        "does not lie after the data: forecast() is for later times. Ask smooth() for times inside "
+        "the data window, predict() for both at once.",
     )
 
 
@@ -77,4 +79,5 @@ def _refuse(is_wrong: Tensor, train: Trajectories, question: Trajectories, why: 
     row, column = (int(i) for i in is_wrong.nonzero()[0])
     label, time = question.series[row], question.grid[row, column].item()
     last = _last_observed(train)[train.positions([label])].item()
-    raise DataError(f"series {label!r} is last observed at {last:g}, and the time {time:g} {why}")
+    seen = f"last observed at {last:g}" if last > -math.inf else "never observed"
+    raise DataError(f"series {label!r} is {seen}, and the time {time:g} {why}")
