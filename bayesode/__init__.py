@@ -19,6 +19,7 @@ from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
 from bayesode.inference.laplace import fit_laplace as fit_laplace
 from bayesode.inference.mixture import Mixture as Mixture
 from bayesode.inference.posterior import Posterior as Posterior
+from bayesode.inference.prior import sample_prior as sample_prior
 from bayesode.inference.sde_guide import SDEGuide as SDEGuide
 from bayesode.inference.svi import fit_svi as fit_svi
 from bayesode.inputs import Inputs as Inputs

@@ -238,6 +238,91 @@ def test_no_draws_are_one_clear_error(num_draws: int):
         posterior.predict(posterior.train, num_draws=num_draws)
 
 
+# ---- inside the data window and after it ------------------------------------------------------
+def windows():
+    """A posterior whose series are last observed at 14, 12 (then masked) and 13 (then padded)."""
+    posterior = make_posterior()
+    train = posterior.train
+    values = train.values.clone()
+    values[1, 3:] = math.nan
+    data = bo.Trajectories(train.times, values, series=train.series, num_times=[5, 5, 4])
+    return bo.Posterior(
+        posterior.model, posterior.guide, data, history=History(), settings={"engine": "svi"}
+    )
+
+
+def test_smoothed_paths_are_predictions_at_the_training_times():
+    posterior = make_posterior()
+    smoothed = posterior.smooth(num_draws=7, seed=3)
+    assert torch.equal(smoothed.times, posterior.train.times)
+    predicted = posterior.predict(posterior.train, num_draws=7, seed=3)
+    assert torch.equal(smoothed.values, predicted.values)
+    between = posterior.train.at([10.0, 12.3])
+    assert torch.equal(
+        posterior.smooth(between, num_draws=7, seed=3).values,
+        posterior.predict(between, num_draws=7, seed=3).values,
+    )
+
+
+def test_the_window_of_a_series_ends_at_its_last_observed_time():
+    posterior = windows()
+    smoothed = posterior.smooth(num_draws=2, seed=0)
+    assert smoothed.trajectories.num_times.tolist() == [5, 3, 4]
+    assert smoothed.trajectories.grid[:, -1].tolist() == [14.0, 12.0, 13.0]
+    times = torch.tensor([[14.1, 20.0], [12.1, 20.0], [13.1, 20.0]], dtype=DOUBLE)
+    forecast = posterior.forecast(posterior.train.at(times), num_draws=2, seed=0)
+    assert forecast.values.shape == (2, 3, 2, 2)
+
+
+def test_series_without_observations_are_forecast_and_not_smoothed():
+    posterior = make_posterior()
+    values = posterior.train.values.clone()
+    values[1] = math.nan
+    train = bo.Trajectories(posterior.train.times, values, series=posterior.train.series)
+    posterior.train = train
+    assert posterior.smooth(num_draws=2, seed=0).trajectories.series == ("s0", "s2")
+    with pytest.raises(bo.DataError, match="'s1' is never observed"):
+        posterior.smooth(train)
+    alone = train.rows([1])
+    assert posterior.forecast(alone, num_draws=2, seed=0).values.shape == (2, 1, 5, 2)
+
+
+def test_forecasts_are_predictions_after_the_data():
+    posterior = make_posterior()
+    asked = posterior.train.at([14.5, 20.0])
+    assert torch.equal(
+        posterior.forecast(asked, num_draws=7, seed=3).values,
+        posterior.predict(asked, num_draws=7, seed=3).values,
+    )
+
+
+def test_a_time_on_the_wrong_side_names_the_right_method():
+    posterior = windows()
+    inside, later = posterior.train.at([10.0, 12.0]), posterior.train.at([14.5])
+    with pytest.raises(bo.DataError, match=r"'s0' is last observed at 14, .* 14.5 .* forecast\("):
+        posterior.smooth(later)
+    with pytest.raises(bo.DataError, match=r"'s1' is last observed at 12, and the time 12.5"):
+        posterior.smooth(posterior.train.at([10.0, 12.5]))
+    with pytest.raises(bo.DataError, match=r"'s0' is last observed at 14, .* 10 .* smooth\("):
+        posterior.forecast(inside)
+    with pytest.raises(bo.DataError, match="predict"):
+        posterior.forecast(posterior.train.at([14.0, 15.0]))  # the last observation itself
+    for ask in (posterior.smooth, posterior.forecast):
+        with pytest.raises(bo.DataError, match="unknown series 'z'"):
+            ask(bo.Trajectories([11.0], None, series=["z"], start=10.0))
+
+
+def test_mixtures_smooth_and_forecast_as_their_members():
+    posterior = windows()
+    mixture = bo.Mixture([posterior, posterior])
+    assert mixture.smooth(num_draws=4, seed=0).trajectories.num_times.tolist() == [5, 3, 4]
+    assert mixture.forecast(posterior.train.at([15.0]), num_draws=4, seed=0).values.shape[0] == 4
+    with pytest.raises(bo.DataError, match="forecast"):
+        mixture.smooth(posterior.train.at([15.0]))
+    with pytest.raises(bo.DataError, match="smooth"):
+        mixture.forecast(posterior.train)
+
+
 # ---- randomness -------------------------------------------------------------------------------
 def test_seeds_decide_everything_and_the_global_state_stays():
     posterior = make_posterior()

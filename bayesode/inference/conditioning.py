@@ -13,7 +13,7 @@ from bayesode.errors import DataError
 from bayesode.inference.checks import impossible_values
 from bayesode.inference.guides import is_local, rows_of
 from bayesode.inference.initial_states import InitialStates, infer_initial_states
-from bayesode.inference.predictive import SolvedPredictive
+from bayesode.inference.predictive import Given, SolvedPredictive, refuse_given
 from bayesode.models.contracts import Solver
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -67,11 +67,17 @@ class ConditionedGuide(Float64Module):
         """
         return rows_of(self.series, trajectories).to(self.mean.device)
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Joint draws per site: every stored one comes once before any comes again.
 
         The initial states of a draw are drawn afresh each time; NaN where none suits the draw.
+
+        Raises:
+            DataError: If sites are given.
         """
+        refuse_given(given, self)
         rows, num_stored = self.rows(question), len(self.mean)
         rounds = range(math.ceil(num_draws / num_stored))
         index = torch.cat([torch.randperm(num_stored) for _ in rounds])[:num_draws]
@@ -93,9 +99,11 @@ class ConditionedPredictive:
 
     solved: SolvedPredictive
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Joint draws per site."""
-        return self.solved.sample(question, num_draws)
+        return self.solved.sample(question, num_draws, given)
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None

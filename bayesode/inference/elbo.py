@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,19 +55,54 @@ class ELBOTerms:
         return "\n".join(f"{name:<32}{value.item():>12.2f}{how}" for name, value, how in rows)
 
 
-def sample_sites(posteriors: dict[str, Any], num_draws: int, num_series: int) -> tuple[dict, dict]:
+def sample_sites(
+    posteriors: Mapping[str, Any],
+    num_draws: int,
+    num_series: int,
+    given: Mapping[str, Tensor] | None = None,
+) -> tuple[dict, dict]:
     """One joint draw per particle: values and the laws that they came from.
 
     Global sites get the shape (draws, 1, *event), local ones (draws, series, *event): the shapes
     that Pyro gives them under vectorised particles, from the same random numbers.
+
+    Args:
+        posteriors: The law of each site, in the model's order, or a function of earlier values.
+        num_draws: Joint draws.
+        num_series: Rows of the local sites.
+        given: First sites that are drawn already, `num_draws` times each; they are kept, and the
+            others are drawn given them.
+
+    Raises:
+        DataError: If the given sites are not the first ones.
     """
+    kept = dict(given or {})
+    check_given(posteriors, kept)
     values: dict[str, Tensor] = {}
     laws: dict[str, Any] = {}
     for site, posterior in posteriors.items():
         laws[site] = resolve(posterior, values)
         shape = torch.Size([num_draws, num_series if is_local(site) else 1])
-        values[site] = laws[site].expand(shape).rsample()
+        values[site] = kept[site] if site in kept else _draw(laws[site].expand(shape))
     return values, laws
+
+
+def check_given(order: Iterable[str], given: Iterable[str]) -> None:
+    """Refuse to draw a site from its marginal law that has to follow a given one.
+
+    Raises:
+        DataError: If the given sites are not the first ones of the order.
+    """
+    sites, kept = list(order), set(given)
+    if set(sites[: len(kept)]) != kept:
+        raise DataError(
+            f"the given sites, {sorted(kept)}, have to be the first of {sites}: the others are "
+            "drawn one after another, given what comes before them."
+        )
+
+
+def _draw(law: Any) -> Tensor:
+    return law.rsample() if law.has_rsample else law.sample()
 
 
 def elbo_terms(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesode import scores
 from bayesode.errors import DataError, ShapeError
+from bayesode.inference.variance_parts import PairedPaths, VarianceParts, variance_parts
 from bayesode.models.contracts import Observe
 from bayesode.trajectories import Trajectories
 from bayesode.units import Units
@@ -33,6 +34,7 @@ class Ensemble:
         draws: The sites behind the paths in users' units, as `Posterior.draws` gives them.
         path_sd: Computes the posterior sd of the dimensionless paths, (series, time, state), when
             asked for; by default that of the draws.
+        pairs: Computes the partners of the draws for `variance_parts` when asked for.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Ensemble:
         solver_error: Callable[[], float],
         draws: dict[str, Tensor] | None = None,
         path_sd: Callable[[], Tensor] | None = None,
+        pairs: Callable[[], PairedPaths] | None = None,
     ) -> None:
         self.trajectories, self.path, self.observe = trajectories, path, observe
         self.failed, self.values, self.units, self.train = failed, values, units, train
-        self._solver_error, self.draws = solver_error, draws or {}
+        self._solver_error, self.draws, self._pairs = solver_error, draws or {}, pairs
         self._path_sd = self._sd_of_draws if path_sd is None else path_sd
 
     def __repr__(self) -> str:
@@ -143,6 +146,44 @@ class Ensemble:
         """Lower and upper end of the central interval, each (series, time, ...)."""
         low, high = self.quantile([(1 - level) / 2, (1 + level) / 2], of=of)
         return low, high
+
+    def variance_parts(self) -> VarianceParts:
+        """What the variance of the values is made of: weights, initial state, process, noise.
+
+        By two more draws for each one, with the same weights, and with the same weights and initial
+        state; solved when first asked for. Print it for a table of shares.
+
+        Raises:
+            DataError: If there is a single draw, the law of the values does not tell its variance,
+                or the posterior cannot draw initial states and paths given weights.
+
+        Example:
+            >>> import bayesode as bo
+            >>> train = bo.datasets.van_der_pol(num_series=2, num_times=20).observed
+            >>> model, guide = bo.neural_ode(train, hidden=[2], verbose=False)
+            >>> prior = bo.sample_prior(model, train.until(0.5), num_draws=50, seed=0)
+            >>> prior.variance_parts().process.max()
+            tensor(0.)
+        """
+        return self._variance_parts
+
+    @cached_property
+    def _variance_parts(self) -> VarianceParts:
+        if len(self.path) < 2:
+            raise DataError("a single draw has no variance: ask for num_draws of 2 or more.")
+        pairs = self.paired()
+        with torch.no_grad():
+            return variance_parts(self.path, self.observe, self.failed, pairs)
+
+    def paired(self) -> PairedPaths:
+        """The partners of the draws, solved at each call.
+
+        Raises:
+            DataError: As `variance_parts`.
+        """
+        if self._pairs is None:
+            raise DataError("this ensemble was not made by predict(...): nothing can be redrawn.")
+        return self._pairs()
 
     def log_prob(self, test: Trajectories) -> Tensor:
         """Log likelihood of single observations given each draw, (draws, series, time, *event).

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bayesode.errors import DataError
+from bayesode.inference.elbo import check_given
 from bayesode.inference.guides import rows_of
 from bayesode.inference.initial_states import infer_initial_states
-from bayesode.inference.predictive import solve_draws, solver_error
+from bayesode.inference.predictive import Given, solve_draws, solver_error
 from bayesode.inference.warm_start.covariance import Covariance
 from bayesode.inference.warm_start.evidence import LaplaceFit
 from bayesode.inference.warm_start.fit_data import FitData
@@ -138,16 +141,33 @@ class LinearisedPredictive:
     model: DynamicalModel
     guide: LaplaceGuide
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Draws per site, global ones (draws, 1, *event): weights, x0 and noise scales.
 
         A noise variance is inverse chi-square with (observations - p_eff) degrees of freedom, so
         that values are Student t: the scale is integrated, not plugged in.
+
+        Args:
+            question: Series and times.
+            num_draws: Joint draws.
+            given: Drawn weights, then noise scales, then x0: they are kept, and x0 follows the
+                weights, x0 = mean + gain (w - mean) + own noise.
+
+        Raises:
+            DataError: If other sites are given, or some of the field's without the rest.
         """
         guide, rows = self.guide, self.guide.rows(question)
-        weights, x0 = guide.covariance(rows).sample(num_draws)
+        covariance = guide.covariance(rows)
+        weights, x0 = covariance.sample(num_draws)
         noise = log_scale_draws(guide.noise, guide.freedom, num_draws)
-        return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
+        if not given:
+            return self._values(guide.weights + weights, guide.x0[rows] + x0, noise)
+        check_given_weights(self.model, given)
+        kept = self._deviation(dict(given))
+        x0 = x0 + torch.einsum("nsp,dp->dns", covariance.gain, kept - weights)
+        return self._values(guide.weights + kept, guide.x0[rows] + x0, noise) | dict(given)
 
     def _values(self, weights: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
         return self.shared(weights, noise) | {"x0": x0}
@@ -219,6 +239,19 @@ class LinearisedPredictive:
         field = self.guide.field(self.model)
         drawn = {site: values[f"field.{site}"].squeeze(1) for site in field.sites}
         return field.pack(drawn) - self.guide.weights
+
+
+def check_given_weights(model: DynamicalModel, given: Mapping[str, Tensor]) -> None:
+    """Refuse given sites from which the others of a Laplace posterior cannot be drawn.
+
+    Raises:
+        DataError: If they are not the first ones, or some of the field's lack.
+    """
+    order = [*model.global_priors(), "x0"]
+    check_given(order, given)
+    field = [site for site in order if site.startswith("field.")]
+    if missing := [site for site in field if site not in given]:
+        raise DataError(f"the weights of a Laplace fit are given together; {missing} lack.")
 
 
 def linearised_rates(

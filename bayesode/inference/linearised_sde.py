@@ -13,11 +13,12 @@ from bayesode.inference.guides import rows_of
 from bayesode.inference.linearised import (
     SMALLEST_FREEDOM,
     capped,
+    check_given_weights,
     is_frozen_path,
     linearised_rates,
     log_scale_draws,
 )
-from bayesode.inference.predictive import ERROR_SERIES, solve_draws, solver_error
+from bayesode.inference.predictive import ERROR_SERIES, Given, solve_draws, solver_error
 from bayesode.inference.warm_start.attempts import PROCESS_SCALES
 from bayesode.inference.warm_start.covariance import sample_normal
 from bayesode.inference.warm_start.diffusion import DiffusionProblem
@@ -195,19 +196,33 @@ class LinearisedSDEPredictive:
             self._last[:] = [(question, self.guide.course(self.model, question))]
         return self._last[0][1]
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Joint draws per site: global ones (draws, 1, *event), x0 and `path.noise` per series.
 
         Noise scales are drawn as `LinearisedPredictive` draws them. The increments are those on
         the grid of the course; inside the data they follow the data, after them they are the
         prior's.
+
+        Args:
+            question: Series and times.
+            num_draws: Joint draws.
+            given: Drawn weights and noise scales, then x0: they are kept, and the states follow.
+
+        Raises:
+            DataError: If other sites are given, or some of the field's without the rest.
         """
-        guide, course = self.guide, self.course(question)
+        guide, course, kept = self.guide, self.course(question), dict(given or {})
         weights = sample_normal(guide.covariance_weights, num_draws)
-        change = torch.einsum("nksp,dp->dnks", course.gain, weights)
-        change = change + course.chain.sample(num_draws)
         noise = log_scale_draws(guide.noise, guide.freedom, num_draws)
-        values = self._shared(guide.weights + weights, noise)
+        values = self._shared(guide.weights + weights, noise) | kept
+        if kept:
+            check_given_weights(self.model, kept)
+            weights = self._deviation(values)
+        change = torch.einsum("nksp,dp->dnks", course.gain, weights)
+        first = None if "x0" not in kept else kept["x0"] - course.states[:, 0] - change[:, :, 0]
+        change = change + course.chain.sample(num_draws, first)
         ratio = course.spread / self._spread(values, course)
         ratio = torch.where(course.is_inside.unsqueeze(-1), ratio, 1.0)
         increments = course.noise_of(change, weights) * ratio

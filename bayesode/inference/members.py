@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesode.errors import DataError
 from bayesode.inference.posterior import Posterior
+from bayesode.inference.variance_parts import PairedPaths
 
 
 def joined_draws(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
@@ -21,6 +22,15 @@ def joined_draws(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str,
         for site in parts[0]
         if _group(site) in shared
     }
+
+
+def joined_pairs(parts: Sequence[PairedPaths], order: Tensor) -> PairedPaths:
+    """Partners of the draws of all members, in the order of the joined draws."""
+    return PairedPaths(
+        redrawn=torch.cat([part.redrawn for part in parts])[order],
+        rewalked=torch.cat([part.rewalked for part in parts])[order],
+        failed=torch.cat([part.failed for part in parts])[order],
+    )
 
 
 def _groups(draws: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -15,9 +15,17 @@ from bayesode.errors import DataError
 from bayesode.inference import arviz, storage
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.hold_out import HoldOut, inflated
-from bayesode.inference.members import check_members, described, joined_draws, shares
+from bayesode.inference.members import (
+    check_members,
+    described,
+    joined_draws,
+    joined_pairs,
+    shares,
+)
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
+from bayesode.inference.variance_parts import PairedPaths
+from bayesode.inference.windows import check_after, check_inside, data_window, is_after
 from bayesode.models.contracts import unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -150,6 +158,25 @@ class Mixture:
             ]
             return self._combined(parts)
 
+    def smooth(
+        self,
+        trajectories: Trajectories | None = None,
+        *,
+        num_draws: int = 200,
+        seed: int | None = None,
+    ) -> Ensemble:
+        """Paths inside the data window, as `Posterior.smooth`."""
+        asked = data_window(self.train) if trajectories is None else trajectories
+        check_inside(self.train, asked)
+        return self.predict(asked, num_draws=num_draws, seed=seed)
+
+    def forecast(
+        self, trajectories: Trajectories, *, num_draws: int = 200, seed: int | None = None
+    ) -> Ensemble:
+        """Paths after the last observation of each series, as `Posterior.forecast`."""
+        check_after(self.train, trajectories)
+        return self.predict(trajectories, num_draws=num_draws, seed=seed)
+
     def field(
         self,
         states: Tensor,
@@ -240,7 +267,8 @@ class Mixture:
         observe = likelihood.build(sites, first.trajectories.inputs)
         if self.inflation > 1:
             wide = inflated(path, failed, likelihood.fisher(path, sites), self.inflation)
-            path = torch.where(self._is_ahead(first.trajectories), wide, path)
+            is_ahead = is_after(self.train, first.trajectories).unsqueeze(-1)
+            path = torch.where(is_ahead, wide, path)
             values = observe(path, None).sample()
         return Ensemble(
             trajectories=first.trajectories,
@@ -253,14 +281,18 @@ class Mixture:
             train=self.train,
             solver_error=lambda: max(part.solver_error for part in parts),
             path_sd=lambda: _sd(path, failed, parts),
+            pairs=lambda: self._paired(parts, order),
         )
 
-    def _is_ahead(self, question: Trajectories) -> Tensor:
-        """Times after the last observed one of each series, (series, time, 1)."""
-        seen = self.train.mask.flatten(2).any(-1)  # type: ignore[union-attr]
-        last = torch.where(seen, self.train.grid, -torch.inf).amax(-1)
-        rows = self.train.positions(question.series)
-        return (question.grid.to(last) > last[rows, None]).unsqueeze(-1)
+    def _paired(self, parts: Sequence[Ensemble], order: Tensor) -> PairedPaths:
+        """Partners of the joined draws; which member a draw is from counts as its weights."""
+        if self.inflation > 1 and is_after(self.train, parts[0].trajectories).any():
+            raise DataError(
+                f"the variance of these forecasts is inflated x{self.inflation:.2g} by hold-out, "
+                "and that has no place in a model: ask inside the data window, smooth(), or a "
+                "member, members[0].forecast(...)."
+            )
+        return joined_pairs([part.paired() for part in parts], order)
 
 
 def _sd(path: Tensor, failed: Tensor, parts: Sequence[Ensemble]) -> Tensor:

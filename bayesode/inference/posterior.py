@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +17,10 @@ from bayesode.inference import arviz, storage
 from bayesode.inference.conditioning import check_new, condition_draws
 from bayesode.inference.elbo import ELBOTerms, elbo_terms
 from bayesode.inference.ensemble import Ensemble
-from bayesode.inference.guides import is_local
+from bayesode.inference.predict import in_users_units, predict
 from bayesode.inference.predictive import predictive_of
 from bayesode.inference.randomness import seeded
+from bayesode.inference.windows import check_after, check_inside, data_window
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
@@ -59,7 +59,7 @@ class Posterior:
     def draws(self, num_draws: int, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draws of every site in users' units: (draws, *event), x0 (draws, series, state)."""
         with self._active(seed):
-            return self._in_users_units(self.predictive.sample(self.train, num_draws))
+            return in_users_units(self.model, self.predictive.sample(self.train, num_draws))
 
     def predict(
         self,
@@ -83,34 +83,56 @@ class Posterior:
             DataError: For an unknown series, another start, or times before it.
         """
         self._check_question(trajectories)
-        if num_draws < 1:
-            raise DataError(f"num_draws must be positive, not {num_draws}.")
-        question = trajectories.to(self.train.start.device)
-        with self._active(seed), threads_for(num_draws * question.num_series):
-            values = self.predictive.sample(question, num_draws)
-            _, _, observe = self.model.build(values, question)
-            path, failed = self.predictive.paths(values, question, solver)
-            drawn = observe(path, None).sample()
-        if failed.all(0).any():
-            row = int(failed.all(0).nonzero()[0])
-            warnings.warn(
-                f"no draw of series {question.series[row]!r} stays within the model's bound: its "
-                "means and bands are NaN.",
-                stacklevel=2,
-            )
-        uncapped_sd = getattr(self.predictive, "uncapped_sd", None)  # draws that are solved: none
-        return Ensemble(
-            trajectories=question,
-            path=path,
-            observe=observe,
-            failed=failed,
-            values=drawn,
-            draws=self._in_users_units(values),
-            units=self.model.units,
+        return predict(
+            self.model,
+            self.predictive,
+            trajectories.to(self.train.start.device),
+            num_draws,
             train=self.train,
-            solver_error=lambda: self.predictive.solver_error(values, question),
-            path_sd=None if uncapped_sd is None else lambda: uncapped_sd(question),
+            scope=self._active,
+            seed=seed,
+            solver=solver,
         )
+
+    def smooth(
+        self,
+        trajectories: Trajectories | None = None,
+        *,
+        num_draws: int = 200,
+        seed: int | None = None,
+    ) -> Ensemble:
+        """The ensemble of paths inside the data window, given all data: before and after.
+
+        Args:
+            trajectories: As in `predict`, no time after the last observed one of its series; by
+                default the training times up to there.
+            num_draws: As in `predict`.
+            seed: As in `predict`.
+
+        Raises:
+            DataError: For a time after the data window, and as `predict`.
+        """
+        asked = data_window(self.train) if trajectories is None else trajectories
+        check_inside(self.train, asked)
+        return self.predict(asked, num_draws=num_draws, seed=seed)
+
+    def forecast(
+        self, trajectories: Trajectories, *, num_draws: int = 200, seed: int | None = None
+    ) -> Ensemble:
+        """The ensemble of paths after the data: drift and, of an SDE, fresh noise from there on.
+
+        Every draw goes on from its own smoothed state at the last observation.
+
+        Args:
+            trajectories: As in `predict`, all times after the last observed one of their series.
+            num_draws: As in `predict`.
+            seed: As in `predict`.
+
+        Raises:
+            DataError: For a time inside the data window, and as `predict`.
+        """
+        check_after(self.train, trajectories)
+        return self.predict(trajectories, num_draws=num_draws, seed=seed)
 
     def field(
         self,
@@ -251,11 +273,6 @@ class Posterior:
         state: Any = dict(self.state) or None
         with seeded(seed), pyro.get_param_store().scope(state), torch.no_grad():
             yield
-
-    def _in_users_units(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Draws per site without the plate's place, x0 in the units of the data."""
-        raw = {s: v if is_local(s) else v.squeeze(1) for s, v in values.items()}
-        return raw | {"x0": self.model.units.to_users(values["x0"])}
 
     def _check_question(self, question: Trajectories) -> None:
         if hasattr(self.guide, "rows"):

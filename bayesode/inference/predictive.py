@@ -24,12 +24,29 @@ MAX_NUMBERS = 20_000_000  # of all steps in one chunk of a prediction: 160 MB in
 ERROR_DRAWS, ERROR_SERIES = 8, 16
 LARGEST_SOLVER_ERROR = 0.1  # of the noise
 
+Given = Mapping[str, Tensor] | None  # sites that are drawn already
+
 
 class Predictive(Protocol):
     """Draws of one posterior and what follows from them; values are dimensionless."""
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
-        """Joint draws per site, global ones (draws, 1, *event), local ones (draws, series, ...)."""
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
+        """Joint draws per site, global ones (draws, 1, *event), local ones (draws, series, ...).
+
+        Args:
+            question: Series and times.
+            num_draws: Joint draws.
+            given: Sites that are drawn already, `num_draws` times each, the first ones in the order
+                of generation (global sites, x0, path.*). They are kept, and every other site is
+                drawn given them: `given=values` without the local sites redraws initial states and
+                paths.
+
+        Raises:
+            DataError: If sites are given that are not the first, or to a posterior that is known by
+                joint draws alone.
+        """
         ...
 
     def paths(
@@ -52,8 +69,8 @@ def predictive_of(model: DynamicalModel, guide: Any, train: Trajectories) -> Pre
     if hasattr(guide, "predictive"):
         return guide.predictive(model)
     if hasattr(guide, "posteriors"):
-        return SolvedPredictive(model, lambda q, n: _declared(guide, q, n))
-    return SolvedPredictive(model, lambda q, n: _traced(model, guide, train, q, n))
+        return SolvedPredictive(model, lambda q, n, given: declared_draws(guide, q, n, given))
+    return SolvedPredictive(model, lambda q, n, given: _traced(model, guide, train, q, n, given))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +79,17 @@ class SolvedPredictive:
 
     Args:
         model: The fit's own copy of the model.
-        draw: (question, num_draws) -> values per site.
+        draw: (question, num_draws, given) -> values per site.
     """
 
     model: DynamicalModel
-    draw: Callable[[Trajectories, int], dict[str, Tensor]]
+    draw: Callable[[Trajectories, int, Given], dict[str, Tensor]]
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
-        """Joint draws per site."""
-        return self.draw(question, num_draws)
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
+        """Joint draws per site; those that are given are kept."""
+        return self.draw(question, num_draws, given)
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
@@ -88,14 +107,37 @@ class SolvedPredictive:
         return solver_error(self.model, values, question)
 
 
-def _declared(guide: Any, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
-    return sample_sites(guide.posteriors(question), num_draws, question.num_series)[0]
+def declared_draws(
+    guide: Any, question: Trajectories, num_draws: int, given: Given = None
+) -> dict[str, Tensor]:
+    """Draws of what declares its laws, `posteriors(question)`; given ones are kept."""
+    return sample_sites(guide.posteriors(question), num_draws, question.num_series, given)[0]
+
+
+def refuse_given(given: Given, guide: Any) -> None:
+    """Refuse to redraw a part of joint draws.
+
+    Raises:
+        DataError: If sites are given.
+    """
+    if given is not None:
+        raise DataError(
+            f"of {type(guide).__name__} only joint draws are known: nothing can be drawn again "
+            "given the rest, as variance_parts() needs. Take fit_laplace or a guide that declares "
+            "its laws (MeanFieldGuide, SDEGuide), and not condition(new) of an SVI fit."
+        )
 
 
 def _traced(
-    model: DynamicalModel, guide: Any, train: Trajectories, question: Trajectories, num_draws: int
+    model: DynamicalModel,
+    guide: Any,
+    train: Trajectories,
+    question: Trajectories,
+    num_draws: int,
+    given: Given = None,
 ) -> dict[str, Tensor]:
     """Draws of a guide that is only a Pyro program; it knows the series of the fit alone."""
+    refuse_given(given, guide)
     with pyro.plate("draws", num_draws, dim=-2):
         trace = pyro.poutine.trace(guide).get_trace(train)
     values = {}

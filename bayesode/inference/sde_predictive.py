@@ -8,8 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.inference.elbo import sample_sites
-from bayesode.inference.predictive import solve_draws, solver_error
+from bayesode.inference.predictive import (
+    ERROR_SERIES,
+    Given,
+    declared_draws,
+    solve_draws,
+    solver_error,
+)
 from bayesode.models.contracts import Solver, unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -27,9 +32,11 @@ class SDEPredictive:
     model: DynamicalModel
     guide: Any
 
-    def sample(self, question: Trajectories, num_draws: int) -> dict[str, Tensor]:
+    def sample(
+        self, question: Trajectories, num_draws: int, given: Given = None
+    ) -> dict[str, Tensor]:
         """Joint draws per site; `path.noise` on the noise grid of the fit and its continuation."""
-        return sample_sites(self.guide.posteriors(question), num_draws, question.num_series)[0]
+        return declared_draws(self.guide, question, num_draws, given)
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
@@ -50,9 +57,10 @@ class SDEPredictive:
 
     def solver_error(self, values: dict[str, Tensor], question: Trajectories) -> float:
         """Distance to the drift at half the step, by the same increments."""
-
-        def solvers(compared: Trajectories) -> tuple[Solver, Solver]:
-            own = self.guide.solver_on(compared)
-            return own, own.tight()
-
-        return solver_error(self.model, values, question, solvers)
+        compared = question.rows(range(min(ERROR_SERIES, question.num_series)))
+        own = self.guide.solver_on(compared)
+        grid = own.noise_grid(*self.model.units.dimensionless_times(compared))
+        # the noise grid of all series may be longer than that of the ones that are compared
+        noise = values["path.noise"][..., : grid.num_steps, :]
+        first = values | {"path.noise": noise}
+        return solver_error(self.model, first, question, lambda _: (own, own.tight()))

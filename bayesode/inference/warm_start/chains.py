@@ -66,11 +66,18 @@ class ChainFactor:
             states.append(torch.baddbmm(own, link, states[-1]))
         return torch.stack(states, 1)
 
-    def sample(self, num_draws: int) -> Tensor:
-        """Draws of N(0, H^-1), shape (draws, series, knot, state)."""
+    def sample(self, num_draws: int, first: Tensor | None = None) -> Tensor:
+        """Draws of N(0, H^-1), shape (draws, series, knot, state).
+
+        Args:
+            num_draws: How many.
+            first: States of the first knot (draws, series, state), if they are known.
+        """
         size = (*self.pivots.shape[:3], num_draws)
         white = torch.randn(size, dtype=self.pivots.dtype, device=self.pivots.device)
         own = torch.linalg.solve_triangular(self.pivots.mT, white, upper=True)
+        if first is not None:
+            own = torch.cat([first.movedim(0, -1).unsqueeze(1), own[:, 1:]], 1)
         return self.run(own).movedim(-1, 0)
 
     @property
