@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.warm_start.diffusion import FIRST_SCALE, ROUNDS, DiffusionProblem
+from bayesode.inference.warm_start.diffusion import FIRST_SCALE, ROUNDS, SHRINKING, DiffusionProblem
 from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise, fit_scales
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
@@ -97,9 +98,10 @@ def diffusion_attempts(
     is_tuned: bool = False,
     watch: Stopwatch | None = None,
 ) -> Iterator[LaplaceFit]:
-    """Fits of a model with process noise from random starts; one for all but little data.
+    """Fits of a model with process noise from random starts, one for all but little data.
 
-    Every interval is integrated on its own, so a start does not lose its way; little data have many
+    The last one has no process noise: it is as likely beforehand as that there is some. Every
+    interval is integrated on its own, so a start does not lose its way; little data have many
     optima, of which the most probable is to be found.
 
     Args:
@@ -117,21 +119,40 @@ def diffusion_attempts(
     scales = data.measurement.noise_of(expected), problem.process.scales_of(FIRST_SCALE)
     begin = problem.at(data, torch.cat(scales))
     is_little = data.measurement.mask.sum() < LITTLE_DATA
-    failure, has_fit = None, False
-    for _ in range(MAX_ATTEMPTS):
+    failure: FitError | None = None
+    fits: list[LaplaceFit] = []
+    for _ in range(MAX_ATTEMPTS if is_little else 1):
         with watch("lm"):
             point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, ::2])
         try:
             with watch("laplace"):
-                yield fit_scales(begin, point, is_tuned=is_tuned, rounds=ROUNDS)
+                fits.append(fit_scales(begin, point, is_tuned=is_tuned, rounds=ROUNDS))
         except FitError as error:  # this start led nowhere, another may not
             failure = error
             continue
-        has_fit = True
-        if not is_little:
-            return
-    if failure is not None and not has_fit:
+        yield fits[-1]
+    if not fits and failure is not None:
         raise failure
+    best = max(fits, key=lambda fit: fit.log_evidence)
+    with watch("laplace"), contextlib.suppress(FitError):
+        yield fit_without_process(begin.at(best.data, best.noise), best.point, is_tuned=is_tuned)
+
+
+def fit_without_process(
+    problem: DiffusionProblem, point: Point, *, is_tuned: bool = False
+) -> LaplaceFit:
+    """The fit in which process noise is none, from one in which it may be.
+
+    Raises:
+        FitError: If the curvature there is not positive.
+    """
+    without, damping = problem.without_process(), 1e-2
+    for scale in SHRINKING:
+        found = levenberg_marquardt(
+            without.within(scale), point, max_iterations=12, tolerance=1e-3, damping=damping
+        )
+        point, damping = found.point, max(found.damping, 1e-5)
+    return fit_scales(without, point, is_tuned=is_tuned, rounds=ROUNDS)
 
 
 def _is_reached(residuals: list[Tensor], noise: Tensor) -> bool:

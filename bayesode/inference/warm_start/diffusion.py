@@ -18,7 +18,7 @@ from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 from bayesode.inference.warm_start.measurement import Measurement
 from bayesode.inference.warm_start.problem import Around, StateProblem, spans
-from bayesode.inference.warm_start.scales import most_probable_scales
+from bayesode.inference.warm_start.scales import log_volume, most_probable_scales
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -26,7 +26,9 @@ FIRST_SCALE = 0.1  # sd of the miss in a mean interval at which a fit begins, in
 # the same below which it is none: smaller scales change nothing and lose the digits of the weights
 SMALLEST_SCALE = 1e-3
 SMALLEST_SHARE = 0.02  # of the intervals, that always counts as degrees of freedom
+CERTAIN = 1e6  # degrees of freedom
 LARGEST_DROP = math.log(3)  # of the logarithm of a process scale in one round
+SHRINKING = (0.03, 0.01, 0.003)  # stages on the way to no process noise, as FIRST_SCALE
 ROUNDS = Rounds(most=25, first=30, later=8, tolerance=1e-4, damping=1e-2, last=5, stride=4.0)
 
 
@@ -88,6 +90,26 @@ class ProcessNoise:
         )
         return best.maximum(scales - LARGEST_DROP).maximum(self.floor), freedom
 
+    def log_volume(self, scales: Tensor, freedom: Tensor) -> float:
+        """The share of the scales in the log evidence."""
+        return log_volume(self.sites, scales, freedom)
+
+
+class NoProcess(ProcessNoise):
+    """Process noise of the smallest scale: a model that has none, as likely beforehand as others.
+
+    A scale that is drawn from a continuous prior is never 0, so this possibility has to be put in
+    by hand; without it paths that are those of an ODE would be forecast with noise.
+    """
+
+    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales as they are, known to the last digit."""
+        return scales, torch.full_like(scales, CERTAIN)
+
+    def log_volume(self, scales: Tensor, freedom: Tensor) -> float:
+        """There is nothing to integrate over."""
+        return 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class DiffusionProblem:
@@ -131,10 +153,24 @@ class DiffusionProblem:
         seen, moved = self._split(self.noise)
         return StateProblem(self.data, seen, self.process.spread(moved))
 
-    @property
-    def sites(self) -> FlatField:
-        """What the scales are a vector of."""
-        return FlatField.joined(self.data.measurement.sites, self.process.sites)
+    def log_volume(self, freedom: Tensor) -> float:
+        """The share of the scales in the log evidence."""
+        scales, degrees = self._split(self.noise), self._split(freedom)
+        own = log_volume(self.data.measurement.sites, scales[0], degrees[0])
+        return own + self.process.log_volume(scales[1], degrees[1])
+
+    def without_process(self) -> DiffusionProblem:
+        """The same fit where the process noise is none at all."""
+        own = self.process
+        process = NoProcess(own.sites, own.begins, own.gaps, own.dim)
+        seen, _ = self._split(self.noise)
+        return DiffusionProblem(self.data, torch.cat([seen, process.floor]), process)
+
+    def within(self, scale: float) -> StateProblem:
+        """The fit of the states with process noise that misses by at most this."""
+        seen, moved = self._split(self.noise)
+        wide = StateProblem.shrunk(self.data, seen, scale).spread
+        return StateProblem(self.data, seen, self.process.spread(moved).maximum(wide))
 
     @property
     def best(self) -> float:

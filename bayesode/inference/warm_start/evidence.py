@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bayesode.inference.warm_start.fit_data import FitData
-from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import (
     LeastSquares,
     Minimum,
@@ -17,7 +16,6 @@ from bayesode.inference.warm_start.levenberg_marquardt import (
     levenberg_marquardt,
 )
 from bayesode.inference.warm_start.problem import Around, PathProblem
-from bayesode.inference.warm_start.scales import log_volume
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 LARGEST_STRIDE = 1.0  # of the logarithm of a scale, where a step is lengthened
@@ -38,11 +36,6 @@ class NoisyProblem(LeastSquares, Protocol):
         """The scales."""
         ...
 
-    @property
-    def sites(self) -> FlatField:
-        """What the scales are a vector of, with their prior."""
-        ...
-
     best: Any  # log density at cost 0, a number; constants of priors left out
 
     def at(self, data: FitData, noise: Tensor) -> Any:
@@ -51,6 +44,10 @@ class NoisyProblem(LeastSquares, Protocol):
 
     def around(self, point: Point) -> Around:
         """Covariance and better noise at the optimum."""
+        ...
+
+    def log_volume(self, freedom: Tensor) -> float:
+        """The share of the scales in the log evidence, given their degrees of freedom."""
         ...
 
 
@@ -202,4 +199,4 @@ def _log_evidence(problem: NoisyProblem, cost: float, around: Around) -> float:
     data = problem.data
     priors = float(-data.field.sd.log().sum() - data.x0_sd.log().sum())
     fit = problem.best - cost / 2 + priors - around.covariance.log_determinant / 2
-    return fit + log_volume(problem.sites, problem.noise, around.freedom)
+    return fit + problem.log_volume(around.freedom)

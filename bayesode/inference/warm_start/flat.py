@@ -62,12 +62,6 @@ class FlatField:
         mean, sd = (torch.cat(parts).double() if parts else none for parts in (means, sds))
         return cls(field, sites, mean, sd, _groups(field, sites).to(mean.device))
 
-    @classmethod
-    def joined(cls, *parts: FlatField) -> FlatField:
-        """Means, sds and groups of several parts one after the other; it builds nothing."""
-        mean, sd = torch.cat([p.mean for p in parts]), torch.cat([p.sd for p in parts])
-        return cls(nn.Module(), {}, mean, sd, torch.full_like(mean, -1, dtype=torch.long))
-
     def build(self, vector: Tensor) -> Any:
         """What the part builds of a vector (num_numbers,)."""
         return self.field.build(self.unpack(vector), None)  # type: ignore[operator]

@@ -12,8 +12,8 @@ from torch import Tensor
 from bayesode.inference.warm_start.blocks import BorderedChain
 from bayesode.inference.warm_start.covariance import Covariance
 from bayesode.inference.warm_start.fit_data import FitData
-from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.levenberg_marquardt import Point
+from bayesode.inference.warm_start.scales import log_volume
 
 SHORTEST = 1e-6  # of the mean interval: padding and an asked start are intervals of length 0
 
@@ -140,10 +140,9 @@ class PathProblem:
         seen = 2 * (self.best - data.measurement.log_prob(self.path(point), self.noise))
         return float(seen + prior + first)
 
-    @property
-    def sites(self) -> FlatField:
-        """What the noise is a vector of."""
-        return self.data.measurement.sites
+    def log_volume(self, freedom: Tensor) -> float:
+        """The share of the noise in the log evidence."""
+        return log_volume(self.data.measurement.sites, self.noise, freedom)
 
     def at(self, data: FitData, noise: Tensor) -> PathProblem:
         """The same fit under other prior scales and another noise."""

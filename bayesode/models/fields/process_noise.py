@@ -17,9 +17,9 @@ from bayesode.models.contracts import Diffusion, Priors, Tuning, Values, without
 from bayesode.models.fields.mlp import BayesianMLP
 from bayesode.units import Units
 
-# Of the data's sd, per square root of the dimensionless time: noise that a record can just tell
-# from none.
-NOISE_MEDIAN = 0.05
+# Of the data's sd, per square root of the dimensionless time. Much data find smaller noise or
+# none; after little data, which cannot tell, forecasts are to widen.
+NOISE_MEDIAN, NOISE_LOG_SCALE = 0.3, 1.0
 SOFTPLUS_ONE = math.log(math.e - 1)  # where softplus is 1
 
 
@@ -32,7 +32,7 @@ class AdditiveNoise(nn.Module):
     Args:
         dim: Size of the state.
         prior_median: Of the scale, in users' units (of the logarithm under a log transform) per
-            square root of the users' unit of time; by default a twentieth of the data's sd per
+            square root of the users' unit of time; by default three tenths of the data's sd per
             square root of the dimensionless unit.
         prior_log_scale: Sd of its logarithm.
 
@@ -50,7 +50,11 @@ class AdditiveNoise(nn.Module):
     log_scale: Tensor
 
     def __init__(
-        self, dim: int, *, prior_median: float | None = None, prior_log_scale: float = 1.5
+        self,
+        dim: int,
+        *,
+        prior_median: float | None = None,
+        prior_log_scale: float = NOISE_LOG_SCALE,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {

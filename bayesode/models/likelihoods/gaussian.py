@@ -19,7 +19,7 @@ class GaussianLikelihood(NoiseScale):
     Args:
         dim: Number of observed components, the leading ones of the state.
         shared: One noise scale for all components in place of one each.
-        prior_median: Of the noise scale, in users' units; a tenth of the data's sd by default.
+        prior_median: Of the noise scale, in users' units; three tenths of the data's sd by default.
         prior_log_scale: Sd of its logarithm.
 
     Example:
@@ -59,8 +59,8 @@ class LogNormalLikelihood(NoiseScale):
     Args:
         dim: Number of observed components, the leading ones of the state.
         shared: One noise scale for all components in place of one each.
-        prior_median: Of the noise scale, the sd of the logarithm of a value; .1 by default under
-            the identity transform, a tenth of the data's sd of the logarithm under "log".
+        prior_median: Of the noise scale, the sd of the logarithm of a value; .3 by default under
+            the identity transform, three tenths of the data's sd of the logarithm under "log".
         prior_log_scale: Sd of its logarithm.
 
     Example:

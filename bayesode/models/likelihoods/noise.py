@@ -13,6 +13,9 @@ from bayesode.errors import DataError
 from bayesode.models.contracts import Priors
 from bayesode.units import Units
 
+# Of the data's sd: noise that is seen in a plot; its logarithm's sd lets it be a tenth of that.
+NOISE_SHARE, NOISE_LOG_SCALE = 0.3, 1.0
+
 
 class NoiseScale(nn.Module):
     """A latent noise scale with a log-normal prior, for likelihoods to inherit.
@@ -20,7 +23,7 @@ class NoiseScale(nn.Module):
     Args:
         dim: Number of observed components, the leading ones of the state.
         shared: One noise scale for all components in place of one each.
-        prior_median: Of the noise scale; a tenth of the data's sd by default.
+        prior_median: Of the noise scale; three tenths of the data's sd by default.
         prior_log_scale: Sd of its logarithm.
     """
 
@@ -33,7 +36,7 @@ class NoiseScale(nn.Module):
         *,
         shared: bool = False,
         prior_median: float | None = None,
-        prior_log_scale: float = 2.0,
+        prior_log_scale: float = NOISE_LOG_SCALE,
     ) -> None:
         super().__init__()
         numbers = {"dim": dim, "prior_median": prior_median, "prior_log_scale": prior_log_scale}
@@ -48,7 +51,9 @@ class NoiseScale(nn.Module):
             "prior_log_scale": prior_log_scale,
         }
         size = 1 if shared else dim
-        self.register_buffer("log_median", torch.full((size,), math.log(prior_median or 0.1)))
+        self.register_buffer(
+            "log_median", torch.full((size,), math.log(prior_median or NOISE_SHARE))
+        )
         self.register_buffer("log_scale", torch.full((size,), prior_log_scale))
         self.units = Units()
 
@@ -58,7 +63,7 @@ class NoiseScale(nn.Module):
         if self.config["prior_median"] is None:
             sizes = self.data_scale(units).expand(self.dim).log()
             shown = sizes.mean(0, keepdim=True) if self.config["shared"] else sizes
-            self.log_median = (shown + math.log(0.1)).to(self.log_median)
+            self.log_median = (shown + math.log(NOISE_SHARE)).to(self.log_median)
 
     def data_scale(self, units: Units) -> Tensor:
         """What a noise scale is measured in: the data's sd, in users' units."""

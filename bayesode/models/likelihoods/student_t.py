@@ -12,6 +12,7 @@ from bayesode.errors import DataError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import Observe, Values
 from bayesode.models.likelihoods.gaussian import GaussianLikelihood
+from bayesode.models.likelihoods.noise import NOISE_LOG_SCALE
 
 
 class StudentTLikelihood(GaussianLikelihood):
@@ -23,7 +24,7 @@ class StudentTLikelihood(GaussianLikelihood):
         dim: Number of observed components, the leading ones of the state.
         freedom: Degrees of freedom of the noise, more than 2; 4 forgives one wild value in twenty.
         shared: One noise scale for all components in place of one each.
-        prior_median: Of the noise scale, in users' units; a tenth of the data's sd by default.
+        prior_median: Of the noise scale, in users' units; three tenths of the data's sd by default.
         prior_log_scale: Sd of its logarithm.
 
     Raises:
@@ -46,7 +47,7 @@ class StudentTLikelihood(GaussianLikelihood):
         freedom: float = 4.0,
         shared: bool = False,
         prior_median: float | None = None,
-        prior_log_scale: float = 2.0,
+        prior_log_scale: float = NOISE_LOG_SCALE,
     ) -> None:
         super().__init__(
             dim, shared=shared, prior_median=prior_median, prior_log_scale=prior_log_scale
