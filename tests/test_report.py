@@ -531,18 +531,42 @@ def test_a_report_never_raises_even_if_nothing_can_be_looked_at():
     assert all(name in told for name in set(CHECKS) - {"units", "steps"})
 
 
-def test_paths_with_noise_of_their_own_are_not_called_too_wide():
-    """They pass close to the data by design: the fitted noise is above their residuals."""
+@pytest.fixture(scope="module")
+def noisy():
+    """A short fit of a model with process noise."""
     train = bo.datasets.ornstein_uhlenbeck(num_series=3, num_times=15).observed
     model = bo.DynamicalModel(
         initial=bo.NormalInitial(1),
         field=bo.SDEField(bo.BayesianMLP(1, [3], 1), bo.AdditiveNoise(1)),
         likelihood=bo.GaussianLikelihood(1, prior_median=1.0, prior_log_scale=0.01),
-        solver=bo.SDESolver(1, step=0.3),
+        solver=bo.SDESolver(1, step=0.3, noise_step=0.2),
         units=bo.Units.from_data(train),
     )
     guide = bo.SDEGuide(model, train)
-    posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
-    report = bo.diagnostics.diagnose(posterior)
+    return bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+
+
+def test_paths_with_noise_of_their_own_are_not_called_too_wide(noisy):
+    """They pass close to the data by design: the fitted noise is above their residuals."""
+    report = bo.diagnostics.diagnose(noisy)
     assert "too wide" not in [finding.name for finding in report.findings]
     assert "fitted noise / best residual" in report.numbers
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_every_check_can_be_made_of_paths_with_noise_of_their_own(noisy, factor, monkeypatch):
+    report = diagnose(noisy, beyond(noisy.train, factor))
+    assert {f.name for f in report.findings} <= {"few steps", "not determined"}
+    assert report.numbers["error doubling time"].startswith("not looked at")
+    assert report.numbers["paths far outside the data"] == "0.00%"
+    assert report.bands == UNKNOWN_BANDS  # those of ODEs say nothing about it
+    monkeypatch.setitem(BANDS, "svi with process noise", "as measured.")
+    assert diagnose(noisy).bands == "as measured."
+
+
+def test_noisy_paths_that_leave_the_data_behind_are_a_blow_up(noisy):
+    facts = Facts(noisy, beyond(noisy.train, 2))
+    assert check_blow_up(facts).findings == []
+    facts.asked.path[:10] += 1000.0
+    (finding,) = check_blow_up(facts).findings
+    assert finding.name == "blow-up" and "10% of the paths" in finding.sentence

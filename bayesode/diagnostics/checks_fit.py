@@ -18,8 +18,8 @@ LARGEST_INFLATION = 1.2  # fitted noise over the best residual; good mean-field 
 LARGEST_SHARE_USED = 0.5  # of the observations that the fit takes up; 50 good fits: .05-.08
 NUM_SDS = 4.0  # of a difference of means that is no chance
 FALSE_ALARM_RATE = 1e-3  # of structure in residuals, per fit, where the noise is white
-# Between neighbouring residuals. With much data a trace of structure is no reason for an alarm: 24
-# clean fits gave -.06 to .05, 20 with process noise .23 to .63.
+# Between neighbouring residuals. With much data a trace of structure is no reason for an alarm: 60
+# clean fits gave -.06 to .05, 20 with process noise .23 to .64.
 LARGEST_CORRELATION = 0.1
 PROCESS_NOISE = (
     "most likely the system is no ODE with independent measurement noise (process noise, unknown "

@@ -187,6 +187,18 @@ class Facts:
         return paths.unflatten(0, (-1, count)), failed.unflatten(0, (-1, count))
 
     @cached_property
+    def asked_paths(self) -> tuple[Tensor, Tensor]:
+        """Paths of draws at the question that are solved, and which of them failed.
+
+        Shapes (draws, series, time, state) and (draws, series). Draws of paths with noise of their
+        own are taken as they are: they are no solutions from their initial state alone.
+        """
+        if self.has_random_paths:
+            return self.asked.path, self.asked.failed
+        paths, failed = self.solved(self.question, torch.zeros(1, self.fitted.path.shape[-1]))
+        return paths[0], failed[0]
+
+    @cached_property
     def parting(self) -> tuple[Tensor, Tensor]:
         """Times since the start, in users' units, and the mean log distance of neighbours then.
 
