@@ -30,6 +30,11 @@ class TorchSDESolver:
     time to asked time: torchsde interpolates linearly between its steps, and a line between two
     states has too little variance.
 
+    No gradients go through it. Along the same Brownian path, torchsde's direct gradient is that of
+    `SDESolver("euler")` to 10 digits; its adjoint's is off by the order of the step under additive
+    noise (.2 to .6 % at 1/32 of the span) and by 1 to 3 % under multiplicative noise in Ito's sense,
+    of which .2 to 1 % remain at 1/256 (torchsde 0.2.6).
+
     Args:
         method: "euler", "milstein" or "srk" (strong orders 1/2, 1 and 1.5 for the noise that suits
             them).
