@@ -195,6 +195,15 @@ def test_structure_in_all_components_is_found_where_no_component_tells_it_alone(
         assert check_residuals(alone).findings == []
 
 
+def test_the_spread_of_mean_field_paths_is_no_excuse_and_no_charge():
+    """It is far too large along a path: only a Laplace fit's is allowed for."""
+    residual, deviation = white(5, 40, 2), white(100, 5, 1, 2, seed=1).expand(-1, -1, 40, -1)
+    svi = SimpleNamespace(settings={"engine": "svi"})
+    told = check_residuals(residuals(residual, deviation=deviation, posterior=svi))
+    assert told == check_residuals(residuals(residual))
+    assert check_residuals(residuals(residual, deviation=deviation)).findings != []
+
+
 def test_paths_with_noise_of_their_own_are_not_tested_for_it():
     residual = white(5, 200, 2)
     residual += residual.roll(1, 1)

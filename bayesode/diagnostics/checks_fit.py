@@ -21,6 +21,7 @@ FALSE_ALARM_RATE = 1e-3  # of structure in residuals, per fit, where the noise i
 # Between neighbouring residuals. With much data a trace of structure is no reason for an alarm: 60
 # clean fits gave -.06 to .05, 20 with process noise .23 to .64.
 LARGEST_CORRELATION = 0.1
+EXACT_COVARIANCE = ("laplace",)  # engines whose covariance along a path is that of the posterior
 PROCESS_NOISE = (
     "most likely the system is no ODE with independent measurement noise (process noise, unknown "
     "influences, drifting instruments). Fit the same data with process noise, bo.fit("
@@ -132,14 +133,18 @@ def check_residuals(facts: Facts) -> Checked:
     y_j has the mean product - Cov(path_i, path_j), the posterior's, and the squares of a residual
     and of the path's posterior sd add up to the noise variance. With both taken into account the
     correlation of n pairs of neighbours (of a series and component, missing values skipped) has
-    mean 0 and at most the variance 1/n where noise is white, whatever the fit takes up.
+    mean 0 and at most the variance 1/n where noise is white, whatever the fit takes up. Of engines
+    whose covariance along the path is not to be trusted (mean field makes it two or three times too
+    large) it is not taken into account: the correlation has a mean below 0 then.
 
     Tested are the correlation of all components together and, where there are several, of each
     alone. The false-alarm rate is at most 1 in 1,000 per fit: half of it goes to the first test,
     half to the others. Paths with noise of their own are not tested: they follow what lasts.
     """
     names = facts.train.names
-    correlation, count = _neighbours(facts.residual, facts.deviation, facts.precision)
+    is_known = facts.posterior.settings.get("engine") in EXACT_COVARIANCE
+    deviation = facts.deviation if is_known else torch.zeros_like(facts.deviation[:1])
+    correlation, count = _neighbours(facts.residual, deviation, facts.precision)
     size = (facts.residual.square() * facts.precision).nanmean((0, 1)).sqrt()
     numbers = {
         "residual correlation": numbers_of(names, correlation.tolist()),

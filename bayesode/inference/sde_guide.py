@@ -236,7 +236,7 @@ def _check_noise(model: DynamicalModel, trajectories: Trajectories, states: Tens
         mean, begin = law.mean, start.to(states).unsqueeze(-1)
         try:
             model.solver.check(equation, mean, start)  # type: ignore[attr-defined]
-            x = states.to(mean).movedim(-2, 0)
+            x = torch.cat([mean.expand(1, len(begin), -1), states.to(mean).movedim(-2, 0)])
             rate_of(equation.drift, begin, x)
             noise = equation.diffusion(begin, x).expand_as(x)
         except RuntimeError as error:  # of torch, as a network for other states raises it
@@ -248,8 +248,9 @@ def _check_noise(model: DynamicalModel, trajectories: Trajectories, states: Tens
     if not noise.isfinite().all() or is_silent.any():
         raise DataError(
             f"the process noise of component {int(is_silent.int().argmax())} is 0 everywhere, or "
-            "not a finite number somewhere: such paths cannot be steered to the data. Give every "
-            "component noise (StateNoise has a floor); an ODE is FixedGridSolver and MeanFieldGuide."
+            "not a finite number somewhere: such paths cannot be steered to the data. Give each "
+            "component noise (StateNoise has a floor); an ODE takes FixedGridSolver and "
+            "MeanFieldGuide."
         )
 
 
