@@ -191,6 +191,10 @@ def test_bad_input_is_refused():
         TorchSDESolver(step=math.nan)
     with pytest.raises(bo.DataError, match="adaptive steps need strong order 1"):
         TorchSDESolver("euler", rtol=1e-2)
+    with pytest.raises(bo.DataError, match="step must be a positive number, not None"):
+        TorchSDESolver(step=None)
+    with pytest.raises(bo.DataError, match="rtol must be a positive number, not 'small'"):
+        TorchSDESolver("srk", rtol="small")
     sde = ornstein_uhlenbeck()
     with pytest.raises(bo.DataError, match="needs a field with noise"):
         TorchSDESolver()(sde.drift, torch.ones(2, 1), START, TIMES)

@@ -229,6 +229,7 @@ def _check_noise(model: DynamicalModel, trajectories: Trajectories, states: Tens
         trajectories: Its data.
         states: Shape (series, steps, state).
     """
+    model, states = copy.deepcopy(model).double(), states.double()  # parts may differ in dtype
     with torch.no_grad():
         law, sde, _ = model.build(model.prototype(), trajectories)
         equation: Any = sde
@@ -236,7 +237,7 @@ def _check_noise(model: DynamicalModel, trajectories: Trajectories, states: Tens
         mean, begin = law.mean, start.to(states).unsqueeze(-1)
         try:
             model.solver.check(equation, mean, start)  # type: ignore[attr-defined]
-            x = torch.cat([mean.expand(1, len(begin), -1), states.to(mean).movedim(-2, 0)])
+            x = torch.cat([mean.expand(1, len(begin), -1), states.movedim(-2, 0)])
             rate_of(equation.drift, begin, x)
             noise = equation.diffusion(begin, x).expand_as(x)
         except RuntimeError as error:  # of torch, as a network for other states raises it
