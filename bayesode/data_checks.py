@@ -85,7 +85,7 @@ def as_number(name: str, value: Any) -> float:
 def check_positive(**numbers: Any) -> None:
     """Refuse settings that are no positive, finite numbers."""
     for name, number in numbers.items():
-        if not isinstance(number, Real) or not 0 < number < math.inf:
+        if not isinstance(number, Real) or not 0 < float(number) < math.inf:
             raise DataError(f"{name} must be a positive number, not {number!r}.")
 
 
