@@ -155,6 +155,49 @@ def test_without_increments_the_drift_has_the_order_of_its_method(method, order)
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.3
 
 
+def drift_at(t, x):
+    return -x * (1 + t)
+
+
+def noise_at(t, x):
+    return 0.3 + t + x**2
+
+
+def one_step(method, t, h, x, brownian):
+    """A step by the formula of the method; the slope of the noise is 2 x."""
+    if method == "split":  # the classical Runge-Kutta step of the drift, then the noise there
+        k1 = drift_at(t, x)
+        k2 = drift_at(t + h / 2, x + h / 2 * k1)
+        k3 = drift_at(t + h / 2, x + h / 2 * k2)
+        k4 = drift_at(t + h, x + h * k3)
+        y = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return y + noise_at(t + h, y) * brownian
+    if method == "heun":  # additive: its scale is noise_at(t, 0)
+        kick = noise_at(t, 0.0) * brownian
+        second = drift_at(t + h, x + h * drift_at(t, x) + kick)
+        return x + h / 2 * (drift_at(t, x) + second) + kick
+    end = x + h * drift_at(t, x) + noise_at(t, x) * brownian
+    extra = noise_at(t, x) * x * (brownian**2 - h)
+    return end + extra if method == "milstein" else end
+
+
+@each_method
+def test_a_single_step_is_that_of_the_formula(method):
+    is_additive = method == "heun"
+    noise = Diffusion(
+        lambda t, x: noise_at(t, 0 * x if is_additive else x), is_additive=is_additive
+    )
+    start, h, kick = torch.tensor([0.5]), 0.2, 0.9
+    path = SDESolver(1, 0.25, method=method)(
+        SDE(VectorField(drift_at), noise),
+        torch.tensor([[0.7]]),
+        start,
+        torch.tensor([[0.5 + h]]),
+        noise=torch.full((1, 1, 1), kick),
+    )
+    assert abs(path.item() - one_step(method, 0.5, h, 0.7, kick * h**0.5)) < 1e-12
+
+
 # ---- Ito and Stratonovich ------------------------------------------------------------------------
 class Proportional(torch.nn.Module):
     """g(x) = volatility x of the component itself."""
