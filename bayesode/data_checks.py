@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,20 @@ def as_number(name: str, value: Any) -> float:
     if numbers.numel() != 1 or torch.isnan(numbers).any():
         raise DataError(f"{name} must be one number, not {value!r}.")
     return float(numbers)
+
+
+def check_positive(**numbers: Any) -> None:
+    """Refuse settings that are no positive, finite numbers."""
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or not 0 < float(number) < math.inf:
+            raise DataError(f"{name} must be a positive number, not {number!r}.")
+
+
+def check_size(**numbers: Any) -> None:
+    """Refuse sizes that are no positive whole numbers."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+            raise DataError(f"{name} must be a positive whole number, not {number!r}.")
 
 
 def as_list(value: Any) -> list[Any]:

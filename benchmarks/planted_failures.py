@@ -1,6 +1,6 @@
 """Whether reports find what is wrong, and are silent where nothing is.
 
-Six failures are planted in simulated data or settings; each has to appear in the report by name.
+Eight failures are planted in simulated data or settings; each has to appear in the report by name.
 Good fits are five clean systems at their usual data, asked over twice the horizon of the data: an
 alarm there is a false one.
 
@@ -108,6 +108,13 @@ def constant_component(seed: int) -> Fitted:
     return laplace(three, seed, [WIDTH]), three
 
 
+def process_noise(seed: int, num_series: int = 10, num_times: int = 50) -> Fitted:
+    """An ODE for a system with 10 % process noise."""
+    simulate_noisy = bo.datasets.stochastic_lotka_volterra
+    train = simulate_noisy(num_series=num_series, num_times=num_times, seed=seed).observed
+    return bo.fit(*bo.neural_ode(train, verbose=False), train, seed=seed, progress=False), train
+
+
 FAILURES = {
     "too few points": Failure(few_points, "too few points"),
     "too wide a network": Failure(wide_network, "too wide"),
@@ -115,6 +122,10 @@ FAILURES = {
     "chaotic forecast": Failure(chaotic_forecast, "chaotic forecast"),
     "wrong units mixed": Failure(mixed_units, "wrong units mixed"),
     "constant component": Failure(constant_component, "constant component"),
+    "process noise": Failure(process_noise, "structure in residuals"),
+    "process noise in few data": Failure(
+        partial(process_noise, num_series=3, num_times=40), "structure in residuals"
+    ),
 }
 
 

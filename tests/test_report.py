@@ -13,7 +13,13 @@ import bayesode as bo
 from bayesode.diagnostics import diagnose
 from bayesode.diagnostics.checks import CHECKS
 from bayesode.diagnostics.checks_data import check_movement, check_sampling, check_units
-from bayesode.diagnostics.checks_fit import check_reached, check_residuals, check_steps, check_width
+from bayesode.diagnostics.checks_fit import (
+    _neighbours,
+    check_reached,
+    check_residuals,
+    check_steps,
+    check_width,
+)
 from bayesode.diagnostics.checks_forecast import check_blow_up, check_chaos, check_determined
 from bayesode.diagnostics.facts import Facts
 from bayesode.diagnostics.report import BANDS, UNKNOWN_BANDS
@@ -150,33 +156,121 @@ def test_noise_that_pays_for_weights_is_an_alarm_for_mean_field_alone():
     assert check_width(facts).findings == []
 
 
+def residuals(residual, **quantities):
+    """Facts of these residuals, of noise 1 and a path that is known."""
+    plain = {"precision": torch.ones_like(residual), "deviation": torch.zeros(1, *residual.shape)}
+    return standing(residual=residual, **plain | quantities)
+
+
+def white(*shape, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"), [((5, 200), []), ((1, 12), []), ((5, 200, "last"), ["structure"])]
 )
 def test_residuals_that_last_are_found_and_white_ones_are_not(shape, expected):
     num_series, num_times, *last = shape
-    generator = torch.Generator().manual_seed(3)
-    residual = torch.randn(num_series, num_times, 2, generator=generator, dtype=torch.float64)
+    residual = white(num_series, num_times, 2)
     if last:
         residual[..., 1] += residual[..., 1].roll(1, 1)  # a moving average, correlation a half
     residual[0, 3] = torch.nan
-    facts = standing(residual=residual, precision=torch.ones_like(residual))
-    found = check_residuals(facts).findings
+    found = check_residuals(residuals(residual)).findings
     assert [finding.name.split()[0] for finding in found] == expected
     if expected:
         stated = float(re.search(r"correlation (\S+?),", found[0].sentence)[1])
         assert abs(stated - 0.5) < 5 / 1000**0.5 and "residuals of y" in found[0].sentence
+        assert "bo.fit(*bo.neural_sde(train), train)" in found[0].mend
 
 
-def test_white_residuals_alarm_less_often_than_once_in_ten_thousand():
-    """Normal 4 sd, one-sided: 3e-5 a component; of 4,000 components 3 or more have chance 2e-4."""
-    generator = torch.Generator().manual_seed(0)
-    count = 0
-    for _ in range(2000):
-        residual = torch.randn(2, 40, 2, generator=generator, dtype=torch.float64)
-        facts = standing(residual=residual, precision=torch.ones_like(residual))
-        count += len(check_residuals(facts).findings)
-    assert count < 3
+def test_structure_in_all_components_is_found_where_no_component_tells_it_alone():
+    noise = white(3, 40, 4)
+    noise = noise[:, 1:] + 0.25 * noise[:, :-1]
+    four = SimpleNamespace(names=tuple("abcd"))
+    (finding,) = check_residuals(residuals(noise, train=four)).findings
+    assert "residuals of all components together" in finding.sentence
+    for component in range(4):
+        alone = residuals(noise[..., [component]], train=SimpleNamespace(names=("a",)))
+        assert check_residuals(alone).findings == []
+
+
+def test_the_spread_of_mean_field_paths_is_no_excuse_and_no_charge():
+    """It is far too large along a path: only a Laplace fit's is allowed for."""
+    residual, deviation = white(5, 40, 2), white(100, 5, 1, 2, seed=1).expand(-1, -1, 40, -1)
+    svi = SimpleNamespace(settings={"engine": "svi"})
+    told = check_residuals(residuals(residual, deviation=deviation, posterior=svi))
+    assert told == check_residuals(residuals(residual))
+    assert check_residuals(residuals(residual, deviation=deviation)).findings != []
+
+
+def test_paths_with_noise_of_their_own_are_not_tested_for_it():
+    residual = white(5, 200, 2)
+    residual += residual.roll(1, 1)
+    checked = check_residuals(residuals(residual, has_random_paths=True))
+    assert checked.findings == [] and "residual correlation" in checked.numbers
+
+
+RATE = 1 / 1000  # of false alarms, as check_residuals states it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_series", "num_times"), [(3, 40), (1, 14)])
+def test_white_residuals_alarm_in_at_most_one_fit_of_a_thousand(num_series, num_times):
+    """A quarter of the values missing; binomial bound of 5 sds."""
+    num, alarms = 10_000, 0
+    for residual in white(num, num_series, num_times, 2, seed=0):
+        missing = torch.rand(residual.shape, generator=torch.Generator().manual_seed(0)) < 0.25
+        alarms += len(check_residuals(residuals(residual.masked_fill(missing, torch.nan))).findings)
+    assert alarms <= RATE * num + 5 * (RATE * num) ** 0.5
+
+
+def smoother(num_times, num_kept):
+    """A projection of (time,) on the slowest waves: what a path of so many free numbers follows."""
+    k, j = torch.meshgrid(torch.arange(num_times), torch.arange(num_kept), indexing="ij")
+    basis = torch.linalg.qr(torch.cos(torch.pi * (k + 0.5) * j / num_times).double()).Q
+    return basis
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_residuals_of_a_fit_have_no_correlation_once_what_it_takes_up_is_allowed_for(share):
+    """Of white noise around a path with free numbers, the residual and posterior are exact.
+
+    The mean of the statistic is 0 (5 standard errors) though the residuals themselves correlate
+    at about -share; alarms are at most one in a thousand.
+    """
+    num, num_times = 4000, 40
+    basis = smoother(num_times, int(share * num_times))
+    noise = white(num, 3, num_times, 2)
+    residual = noise - basis @ (basis.mT @ noise)
+    generator = torch.Generator().manual_seed(1)
+    deviation = basis @ torch.randn(
+        100, 3, basis.shape[1], 2, generator=generator, dtype=torch.float64
+    )
+    found = [check_residuals(residuals(one, deviation=deviation)) for one in residual]
+    assert sum(len(one.findings) for one in found) <= RATE * num + 5 * (RATE * num) ** 0.5
+    told, raw = (
+        torch.stack([_neighbours(one, away, torch.ones_like(one))[0] for one in residual])
+        for away in (deviation, 0 * deviation)
+    )
+    # a hundred draws tell the posterior's covariance of neighbours up to a tenth
+    assert abs(told.mean()) < 5 * told.std() / told.numel() ** 0.5 + 0.1 * share
+    assert raw.mean() < -0.5 * share
+
+
+def test_values_that_are_missing_are_skipped_over():
+    full = white(4, 30, 2)
+    missing = torch.full((4, 60, 2), torch.nan, dtype=torch.float64)
+    missing[:, ::2] = full
+    one, other = (
+        _neighbours(residual, torch.zeros(1, *residual.shape), torch.ones_like(residual))
+        for residual in (full, missing)
+    )
+    torch.testing.assert_close(one, other)
+    exact = (full[:, 1:] * full[:, :-1]).mean((0, 1)) / full.square().mean((0, 1))
+    torch.testing.assert_close(one[0], exact)
+    assert one[1].tolist() == [4 * 29] * 2
 
 
 @pytest.mark.parametrize(
@@ -446,18 +540,42 @@ def test_a_report_never_raises_even_if_nothing_can_be_looked_at():
     assert all(name in told for name in set(CHECKS) - {"units", "steps"})
 
 
-def test_paths_with_noise_of_their_own_are_not_called_too_wide():
-    """They pass close to the data by design: the fitted noise is above their residuals."""
+@pytest.fixture(scope="module")
+def noisy():
+    """A short fit of a model with process noise."""
     train = bo.datasets.ornstein_uhlenbeck(num_series=3, num_times=15).observed
     model = bo.DynamicalModel(
         initial=bo.NormalInitial(1),
         field=bo.SDEField(bo.BayesianMLP(1, [3], 1), bo.AdditiveNoise(1)),
         likelihood=bo.GaussianLikelihood(1, prior_median=1.0, prior_log_scale=0.01),
-        solver=bo.SDESolver(1, step=0.3),
+        solver=bo.SDESolver(1, step=0.3, noise_step=0.2),
         units=bo.Units.from_data(train),
     )
     guide = bo.SDEGuide(model, train)
-    posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
-    report = bo.diagnostics.diagnose(posterior)
+    return bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+
+
+def test_paths_with_noise_of_their_own_are_not_called_too_wide(noisy):
+    """They pass close to the data by design: the fitted noise is above their residuals."""
+    report = bo.diagnostics.diagnose(noisy)
     assert "too wide" not in [finding.name for finding in report.findings]
     assert "fitted noise / best residual" in report.numbers
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_every_check_can_be_made_of_paths_with_noise_of_their_own(noisy, factor, monkeypatch):
+    report = diagnose(noisy, beyond(noisy.train, factor))
+    assert {f.name for f in report.findings} <= {"few steps", "not determined"}
+    assert report.numbers["error doubling time"].startswith("not looked at")
+    assert report.numbers["paths far outside the data"] == "0.00%"
+    assert report.bands == UNKNOWN_BANDS  # those of ODEs say nothing about it
+    monkeypatch.setitem(BANDS, "svi with process noise", "as measured.")
+    assert diagnose(noisy).bands == "as measured."
+
+
+def test_noisy_paths_that_leave_the_data_behind_are_a_blow_up(noisy):
+    facts = Facts(noisy, beyond(noisy.train, 2))
+    assert check_blow_up(facts).findings == []
+    facts.asked.path[:10] += 1000.0
+    (finding,) = check_blow_up(facts).findings
+    assert finding.name == "blow-up" and "10% of the paths" in finding.sentence

@@ -1,7 +1,9 @@
 """SDE fields and SDESolver: moments, strong orders, grids of the noise, units, errors."""
 
 import math
+import random
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -153,6 +155,49 @@ def test_without_increments_the_drift_has_the_order_of_its_method(method, order)
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.3
 
 
+def drift_at(t, x):
+    return -x * (1 + t)
+
+
+def noise_at(t, x):
+    return 0.3 + t + x**2
+
+
+def one_step(method, t, h, x, brownian):
+    """A step by the formula of the method; the slope of the noise is 2 x."""
+    if method == "split":  # the classical Runge-Kutta step of the drift, then the noise there
+        k1 = drift_at(t, x)
+        k2 = drift_at(t + h / 2, x + h / 2 * k1)
+        k3 = drift_at(t + h / 2, x + h / 2 * k2)
+        k4 = drift_at(t + h, x + h * k3)
+        y = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return y + noise_at(t + h, y) * brownian
+    if method == "heun":  # additive: its scale is noise_at(t, 0)
+        kick = noise_at(t, 0.0) * brownian
+        second = drift_at(t + h, x + h * drift_at(t, x) + kick)
+        return x + h / 2 * (drift_at(t, x) + second) + kick
+    end = x + h * drift_at(t, x) + noise_at(t, x) * brownian
+    extra = noise_at(t, x) * x * (brownian**2 - h)
+    return end + extra if method == "milstein" else end
+
+
+@each_method
+def test_a_single_step_is_that_of_the_formula(method):
+    is_additive = method == "heun"
+    noise = Diffusion(
+        lambda t, x: noise_at(t, 0 * x if is_additive else x), is_additive=is_additive
+    )
+    start, h, kick = torch.tensor([0.5]), 0.2, 0.9
+    path = SDESolver(1, 0.25, method=method)(
+        SDE(VectorField(drift_at), noise),
+        torch.tensor([[0.7]]),
+        start,
+        torch.tensor([[0.5 + h]]),
+        noise=torch.full((1, 1, 1), kick),
+    )
+    assert abs(path.item() - one_step(method, 0.5, h, 0.7, kick * h**0.5)) < 1e-12
+
+
 # ---- Ito and Stratonovich ------------------------------------------------------------------------
 class Proportional(torch.nn.Module):
     """g(x) = volatility x of the component itself."""
@@ -230,8 +275,10 @@ def test_torchs_seed_alone_decides_about_the_paths():
     model = linear_model(SDESolver(2, 0.1))
     question = bo.Trajectories([0.0, 0.5, 1.0], None, series=["a", "b"], names=["x", "y"])
     traces = []
-    for seed in (3, 3, 4):
+    for seed, other in ((3, 0), (3, 1), (4, 0)):
         torch.manual_seed(seed)
+        np.random.seed(other)
+        random.seed(other)
         traces.append(poutine.trace(model).get_trace(question))
     first, second, third = (trace.nodes["path"]["value"] for trace in traces)
     assert torch.equal(first, second)
@@ -428,7 +475,24 @@ def test_an_sde_field_names_its_tunable_buffers():
     [
         (lambda: SDESolver(2, 0.0), "step must be a positive number"),
         (lambda: SDESolver(2, 0.1, noise_step=-1.0), "noise_step must be a positive number"),
-        (lambda: SDESolver(0, 0.1), "dim must be a positive number"),
+        (lambda: SDESolver(0, 0.1), "dim must be a positive whole number"),
+        (lambda: SDESolver(2.0, 0.1), "dim must be a positive whole number"),
+        (lambda: SDESolver(2, "0.1"), "step must be a positive number, not '0.1'"),
+        (lambda: SDESolver(2, None), "step must be a positive number"),
+        (lambda: SDESolver(2, 0.1, max_state=math.inf), "max_state must be a positive number"),
+        (lambda: SDESolver(2, 0.1, noise_step=math.nan), "noise_step must be a positive number"),
+        (lambda: SDESolver(2, 0.1, method=["split"]), "method must be one of"),
+        (lambda: AdditiveNoise("2"), "dim must be a positive whole number"),
+        (lambda: AdditiveNoise(2, prior_median=math.inf), "prior_median must be a positive number"),
+        (lambda: AdditiveNoise(2, prior_log_scale=None), "prior_log_scale must be a positive"),
+        (lambda: StateNoise(None), "dim must be a positive whole number"),
+        (lambda: StateNoise(2, [4, 0]), r"hidden\[1\] must be a positive whole number"),
+        (lambda: StateNoise(2, "8"), r"hidden\[0\] must be a positive whole number"),
+        (lambda: StateNoise(2, floor=None), "floor must be a positive number"),
+        (lambda: StateNoise(2, prior_scale=math.nan), "prior_scale must be a positive number"),
+        (lambda: SDEField(growth(), 0.3), "diffusion=0.3 is no random part"),
+        (lambda: SDEField(None, AdditiveNoise(2)), "drift=None is no random part"),
+        (lambda: SDEField(growth(), AdditiveNoise), "is no random part"),
         (lambda: SDESolver(2, 0.1, method="rk4"), "method must be one of"),
         (lambda: SDESolver(2, 0.1, method="euler", noise_step=0.1), "leave noise_step out"),
         (lambda: AdditiveNoise(2, prior_median=0.0), "prior_median must be a positive number"),
@@ -440,6 +504,65 @@ def test_an_sde_field_names_its_tunable_buffers():
 def test_settings_that_cannot_be_are_refused(make, message):
     with pytest.raises(bo.DataError, match=message):
         make()
+
+
+def test_one_width_of_state_noise_may_stand_alone():
+    assert StateNoise(2, 4).config["hidden"] == [4]
+
+
+def test_drift_and_diffusion_in_each_others_place_are_refused():
+    affine, noise = BayesianMLP(2, [], 2), AdditiveNoise(2)
+    scale, weights = torch.ones(2), torch.zeros(6)
+    swapped = SDEField(noise, affine)
+    with pytest.raises(bo.DataError, match="build Diffusion and VectorField in place of"):
+        swapped.build({"drift.scale": scale, "diffusion.weights": weights})
+    nested = SDEField(SDEField(affine, noise), noise)
+    inner = {"drift.drift.weights": weights, "drift.diffusion.scale": scale}
+    with pytest.raises(bo.DataError, match="build SDE and Diffusion in place of"):
+        nested.build(inner | {"diffusion.scale": scale})
+
+
+@pytest.mark.parametrize("noise", [AdditiveNoise(3), StateNoise(1), AdditiveNoise(1)])
+def test_noise_of_another_size_than_the_units_is_refused(noise):
+    units = bo.Units([0.0, 0.0], [4.0, 0.1])
+    with pytest.raises(bo.ShapeError, match="meets units of 2 components"):
+        SDEField(growth(), noise).with_units(units)
+
+
+@pytest.mark.parametrize(
+    "times", [[[1.0, 0.5, 2.0]], [[-0.5, 2.0]], [[1.0, math.nan]]], ids=["order", "start", "nan"]
+)
+def test_times_that_are_not_sorted_have_no_noise_grid(times):
+    sde, times = additive(lambda t, x: -x, 1.0), torch.tensor(times)
+    noise = torch.zeros(1, times.shape[-1], 1)
+    for solver in (SDESolver(1), SDESolver(1).on(times)):
+        with pytest.raises(bo.DataError, match="must be sorted, finite and none before the start"):
+            solver(sde, torch.ones(1, 1), torch.zeros(1), times, noise=noise)
+
+
+def test_states_and_increments_that_are_no_numbers_freeze_their_own_trajectory_alone():
+    sde, start, times = additive(lambda t, x: -x, 1.0), torch.zeros(4), torch.ones(4, 1)
+    x0, noise = torch.ones(4, 1), torch.zeros(4, 1, 1)
+    x0[0], x0[1], noise[2] = math.nan, 31.0, math.nan
+    solution = SDESolver(1).solve(sde, x0, start, times, noise=noise)
+    assert solution.failed.tolist() == [True, True, True, False]
+    assert abs(solution.path[3].item() - math.exp(-1)) < 1e-6  # RK4 at step .1
+    assert solution.path.isfinite().all()
+
+
+def test_a_noise_of_scale_0_by_condition_is_the_ode():
+    model = linear_model(SDESolver(2, 0.1))
+    question = bo.Trajectories([0.0, 0.5, 1.0], None, series=["a", "b"], names=["x", "y"])
+    silent = poutine.condition(model, {"field.diffusion.scale": torch.zeros(2)})
+    trace = poutine.trace(silent).get_trace(question)
+    values = {site: trace.nodes[site]["value"] for site in model.global_priors()}
+    _, sde, _ = model.build(values, question)
+    x0 = trace.nodes["x0"]["value"]
+    times = torch.tensor([0.0, 0.5, 1.0]).expand(2, -1)
+    ode = FixedGridSolver("rk4", 0.1)(sde.drift, x0, torch.zeros(2), times)
+    torch.testing.assert_close(trace.nodes["path"]["value"], ode)
+    with pytest.raises(ValueError, match=r"field\.diffusion\.scale"):  # its prior has no 0
+        trace.compute_log_prob()
 
 
 @pytest.mark.parametrize("solver", [FixedGridSolver(), ODESolver(), ODESolver(gradient="adjoint")])
@@ -464,6 +587,10 @@ def test_the_sde_solver_refuses_what_does_not_fit_together():
         SDESolver(1)(sde, x0, start, times, noise=torch.zeros(1, 1, 1))
     with pytest.raises(bo.DataError, match="'heun' is for additive noise"):
         SDESolver(2, method="heun")(wave(), x0, start, times, noise=torch.zeros(1, 10, 2))
+    with pytest.raises(bo.ShapeError, match="increments of 3 series meet 1 series"):
+        SDESolver(2)(sde, x0, start, times, noise=torch.zeros(3, 1, 2))
+    with pytest.raises(bo.SolverError, match=r"1e\+09 steps of 1e-09"):
+        SDESolver(2, 1e-9)(sde, x0, start, times, noise=noise)
     with pytest.raises(bo.ShapeError, match="2 series meets 1 series"):
         SDESolver(2).on(torch.ones(2, 1))(sde, x0, start, times, noise=noise)
 

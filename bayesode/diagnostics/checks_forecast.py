@@ -45,8 +45,7 @@ def check_blow_up(facts: Facts) -> Checked:
 def _share_outside(facts: Facts) -> float:
     """Share of the solved paths that leave the reach of the data."""
     size = facts.response.shape[-1]
-    dim = facts.fitted.path.shape[-1]
-    paths, failed = facts.solved(facts.question, torch.zeros(1, dim))
+    paths, failed = facts.asked_paths
     center = facts.response.nanmean((0, 1))
     reach = REACH * (facts.response - center).abs().nan_to_num(0.0).amax((0, 1))
     is_outside = ((paths[..., :size] - center).abs() > reach).any(-1).any(-1) | failed
@@ -87,7 +86,12 @@ def check_determined(facts: Facts) -> Checked:
 
 
 def check_chaos(facts: Facts) -> Checked:
-    """Whether neighbouring paths part so fast that the horizon cannot be predicted."""
+    """Whether neighbouring paths part so fast that the horizon cannot be predicted.
+
+    Paths with noise of their own part by it, and their bands show it: there is nothing to warn of.
+    """
+    if facts.has_random_paths:
+        return Checked([], {"error doubling time": "not looked at, paths part by their own noise"})
     elapsed, parted = facts.parting
     known = parted.isfinite() & (parted < LARGEST_PARTING)
     last = elapsed[known][-1:].sum()

@@ -125,9 +125,27 @@ class Facts:
     @cached_property
     def residual(self) -> Tensor:
         """Data minus mean path, NaN where missing, (series, time, component)."""
-        path, is_valid = self.fitted.path.double(), ~self.fitted.failed[..., None, None]
-        mean = torch.where(is_valid, path, 0.0).sum(0) / is_valid.sum(0)
-        return self.response - mean[..., : self.response.shape[-1]]
+        return self.response - self._mean_path
+
+    @cached_property
+    def deviation(self) -> Tensor:
+        """Draws of the path minus their mean, 0 for failed ones, (draws, series, time, component).
+
+        Scaled so that their mean square over all draws is the variance of the valid ones.
+        """
+        is_valid = ~self.fitted.failed[..., None, None]
+        share = is_valid.double().mean(0).clamp_min(1 / NUM_DRAWS)
+        away = self._observed_path - self._mean_path
+        return torch.where(is_valid, away, 0.0) / share.sqrt()
+
+    @cached_property
+    def _observed_path(self) -> Tensor:
+        return self.fitted.path.double()[..., : self.response.shape[-1]]
+
+    @cached_property
+    def _mean_path(self) -> Tensor:
+        is_valid = ~self.fitted.failed[..., None, None]
+        return torch.where(is_valid, self._observed_path, 0.0).sum(0) / is_valid.sum(0)
 
     @cached_property
     def residual_scale(self) -> Tensor:
@@ -167,6 +185,18 @@ class Facts:
         with torch.no_grad():
             paths, failed = solve_draws(self.posterior.model, copies, question)
         return paths.unflatten(0, (-1, count)), failed.unflatten(0, (-1, count))
+
+    @cached_property
+    def asked_paths(self) -> tuple[Tensor, Tensor]:
+        """Paths of draws at the question that are solved, and which of them failed.
+
+        Shapes (draws, series, time, state) and (draws, series). Draws of paths with noise of their
+        own are taken as they are: they are no solutions from their initial state alone.
+        """
+        if self.has_random_paths:
+            return self.asked.path, self.asked.failed
+        paths, failed = self.solved(self.question, torch.zeros(1, self.fitted.path.shape[-1]))
+        return paths[0], failed[0]
 
     @cached_property
     def parting(self) -> tuple[Tensor, Tensor]:

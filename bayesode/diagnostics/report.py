@@ -6,15 +6,17 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bayesode.diagnostics.checks import CHECKS
 from bayesode.diagnostics.facts import Facts
-from bayesode.diagnostics.finding import Checked, Finding
+from bayesode.diagnostics.finding import Finding
 from bayesode.inference.posterior import Posterior
 from bayesode.trajectories import Trajectories
 
-# Measured by `python -m benchmarks.dynamics --seeds 3100-3119`; with 10 % process noise on three
-# data sets of Lotka-Volterra.
+# By engine; "laplace with process noise" and the like where paths have noise of their own. Measured
+# by `python -m benchmarks.dynamics --seeds 3100-3119`; with 10 % process noise on three data sets
+# of Lotka-Volterra.
 BANDS = {
     "laplace": (
         "nominal 90 % bands of the path covered .88-.91 of the truth on seven simulated systems of "
@@ -29,6 +31,7 @@ BANDS = {
 }
 UNKNOWN_BANDS = "nothing was measured about the bands of this engine: check them on held-out data."
 WIDTH = 100
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,17 @@ def diagnose(posterior: Posterior, trajectories: Trajectories | None = None) -> 
         sentence = f"no check of {', '.join(names)}: {reason}."
         findings.append(Finding("not checked", sentence, "", "note"))
     findings.sort(key=lambda finding: finding.severity != "alarm")
-    engine = str(posterior.settings.get("engine"))
-    return FitReport(_verdict(findings), findings, numbers, BANDS.get(engine, UNKNOWN_BANDS))
+    return FitReport(_verdict(findings), findings, numbers, _bands(facts))
 
 
-def _attempt(check: Callable[[Facts], Checked], facts: Facts) -> Checked | str:
+def _bands(facts: Facts) -> str:
+    """What is known about the bands of the fit's engine."""
+    engine = str(facts.posterior.settings.get("engine"))
+    is_noisy = _attempt(lambda known: known.has_random_paths, facts) is True
+    return BANDS.get(f"{engine} with process noise" if is_noisy else engine, UNKNOWN_BANDS)
+
+
+def _attempt(check: Callable[[Facts], Outcome], facts: Facts) -> Outcome | str:
     """The outcome of a check, or why it could not be made: one check must not cost the others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is what the checks look for

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from bayesode import tabular
+from bayesode.errors import DataError
+from bayesode.inference.checks import has_random_paths
 from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.randomness import seeded
@@ -86,6 +88,9 @@ def check_gradients(
     Returns:
         An object that prints as a table, with `.worst` and `.worst_finite_difference`.
 
+    Raises:
+        DataError: If paths have noise of their own.
+
     Source: the adjoint: Chen et al. (2018), arXiv:1806.07366, appendix B.
 
     Example:
@@ -95,6 +100,12 @@ def check_gradients(
         >>> bo.check_gradients(model, guide, train).worst < 1e-6
         True
     """
+    if has_random_paths(model, trajectories):
+        raise DataError(
+            "check_gradients compares solvers of ODEs, and this model's paths have noise of their "
+            "own. Along fixed increments SDESolver is a plain function of them, of x0 and of the "
+            "field: torch.autograd.gradcheck tells its gradients."
+        )
     data = trajectories.to(dtype=torch.float64)
     with (
         pyro.get_param_store().scope(),

@@ -10,12 +10,12 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from bayesode.errors import DataError
+from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import MeanFieldGuide, is_local
 from bayesode.inference.sde_noise import ShiftedNoise
 from bayesode.inference.sde_predictive import SDEPredictive
 from bayesode.inference.warm_start import match_drift
-from bayesode.models.contracts import resolve
+from bayesode.models.contracts import rate_of, resolve
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import FixedGridSolver, SDESolver
 from bayesode.smoothing import smooth
@@ -24,7 +24,7 @@ from bayesode.units import Float64Module
 
 CONTEXTS = ("free",)
 FIRST_RATE = 2.0  # at which paths are pulled to the data before the fit, per dimensionless time
-SMALLEST_NOISE = 1e-6  # where no noise is drawn a steered path has no density: finite, and refused
+SMALLEST_NOISE = 1e-6  # nearer to 0 a steered path has no density; so its KL is huge, but finite
 
 
 class TrainingGrid(Float64Module):
@@ -70,7 +70,9 @@ class SDEGuide(PyroModule):
         context: What the steering knows of the data: "free".
 
     Raises:
-        DataError: If the model's paths are not random, or for another context.
+        DataError: If the model's paths are not random, for another context, or if a component has
+            no noise.
+        ShapeError: If drift, noise, solver and x0 have states of different sizes.
 
     Example:
         >>> import bayesode as bo
@@ -93,7 +95,7 @@ class SDEGuide(PyroModule):
         super().__init__()
         if context not in CONTEXTS:
             raise DataError(f"context must be one of {CONTEXTS}, not {context!r}.")
-        if not hasattr(model.solver, "noise_grid"):
+        if not hasattr(getattr(model, "solver", None), "noise_grid"):
             raise DataError(
                 "SDEGuide is for models with process noise, field=SDEField(...) and "
                 "solver=SDESolver(...); for an ODE take MeanFieldGuide."
@@ -107,6 +109,7 @@ class SDEGuide(PyroModule):
         self.register_buffer(
             "origin", _smoothed(model, trajectories, grid.begins + grid.lengths, shape)
         )
+        _check_noise(model, trajectories, self.origin)
         share = -(-FIRST_RATE * grid.lengths.clamp_min(1e-12)).expm1().unsqueeze(-1).expand(shape)
         self.offset = nn.Parameter(torch.zeros(shape))
         self.share_logit = nn.Parameter(torch.logit(share).clone())
@@ -152,7 +155,8 @@ class SDEGuide(PyroModule):
         def shift(k: int, x: Tensor) -> Tensor:
             if k >= targets.shape[1]:
                 return torch.zeros_like(x)
-            scale = sde.diffusion(ends[k], x).clamp_min(SMALLEST_NOISE)
+            scale = sde.diffusion(ends[k], x)
+            scale = torch.where(scale.abs() < SMALLEST_NOISE, SMALLEST_NOISE, scale)
             steered = shares[:, k] * (targets[:, k] - x) / (scale * roots[k].clamp_min(1e-12))
             return torch.where((k < is_steered).unsqueeze(-1), steered, 0.0)
 
@@ -215,6 +219,40 @@ def _without_noise(model: DynamicalModel) -> DynamicalModel:
     plain = copy.deepcopy(model)
     plain.solver = FixedGridSolver()
     return plain
+
+
+def _check_noise(model: DynamicalModel, trajectories: Trajectories, states: Tensor) -> None:
+    """Refuse a model whose paths cannot be steered, seen at smoothed data and prior medians.
+
+    Args:
+        model: With process noise.
+        trajectories: Its data.
+        states: Shape (series, steps, state).
+    """
+    model, states = copy.deepcopy(model).double(), states.double()  # parts may differ in dtype
+    with torch.no_grad():
+        law, sde, _ = model.build(model.prototype(), trajectories)
+        equation: Any = sde
+        start, _ = model.units.dimensionless_times(trajectories)
+        mean, begin = law.mean, start.to(states).unsqueeze(-1)
+        try:
+            model.solver.check(equation, mean, start)  # type: ignore[attr-defined]
+            x = torch.cat([mean.expand(1, len(begin), -1), states.movedim(-2, 0)])
+            rate_of(equation.drift, begin, x)
+            noise = equation.diffusion(begin, x).expand_as(x)
+        except RuntimeError as error:  # of torch, as a network for other states raises it
+            raise ShapeError(
+                f"drift and noise cannot be evaluated at states of {mean.shape[-1]} components: "
+                f"{error}"
+            ) from error
+    is_silent = (noise == 0).all(0).all(0)
+    if not noise.isfinite().all() or is_silent.any():
+        raise DataError(
+            f"the process noise of component {int(is_silent.int().argmax())} is 0 everywhere, or "
+            "not a finite number somewhere: such paths cannot be steered to the data. Give each "
+            "component noise (StateNoise has a floor); an ODE takes FixedGridSolver and "
+            "MeanFieldGuide."
+        )
 
 
 def _smoothed(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
+from bayesode.errors import ShapeError
 from bayesode.models.solvers.sde_grid import Increments
 
 
@@ -93,5 +94,11 @@ class ShiftedNoise(dist.TorchDistribution):
 def _girsanov(posterior: ShiftedNoise, prior: dist.Independent) -> Tensor:
     if posterior.shifts is None:
         raise NotImplementedError("the KL divergence is taken along a draw; make one first")
+    if posterior.event_shape != prior.event_shape:
+        raise ShapeError(
+            f"the guide has increments of {tuple(posterior.event_shape)} (steps, state), the model "
+            f"of {tuple(prior.event_shape)}: build the guide for this model and these data, "
+            "SDEGuide(model, data)."
+        )
     shifted = dist.Normal(posterior.shifts, torch.ones_like(posterior.shifts))
     return kl_divergence(shifted, prior.base_dist).sum((-1, -2))

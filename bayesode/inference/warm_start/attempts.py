@@ -100,9 +100,10 @@ def diffusion_attempts(
 ) -> Iterator[LaplaceFit]:
     """Fits of a model with process noise from random starts, one for all but little data.
 
-    The last one has no process noise: it is as likely beforehand as that there is some. Every
-    interval is integrated on its own, so a start does not lose its way; little data have many
-    optima, of which the most probable is to be found.
+    Every interval is integrated on its own, so a start does not lose its way; little data have many
+    optima, of which the most probable is to be found. The last fit has no process noise, which is
+    as likely beforehand as that there is some. Little data are not asked that: they hardly ever
+    contradict the path of an ODE, and forecasts would be far too sure.
 
     Args:
         problem: The fit, its noise scales not yet known.
@@ -133,6 +134,8 @@ def diffusion_attempts(
         yield fits[-1]
     if not fits and failure is not None:
         raise failure
+    if is_little:
+        return
     best = max(fits, key=lambda fit: fit.log_evidence)
     with watch("laplace"), contextlib.suppress(FitError):
         yield fit_without_process(begin.at(best.data, best.noise), best.point, is_tuned=is_tuned)

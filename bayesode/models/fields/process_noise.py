@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bayesode.errors import DataError
+from bayesode.data_checks import as_list, check_positive, check_size
+from bayesode.errors import ShapeError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import Diffusion, Priors, Tuning, Values, without_plate
 from bayesode.models.fields.mlp import BayesianMLP
@@ -38,6 +39,7 @@ class AdditiveNoise(nn.Module):
 
     Raises:
         DataError: For numbers that are not positive.
+        ShapeError: By `with_units`, for units of another number of components.
 
     Example:
         >>> import torch
@@ -62,7 +64,9 @@ class AdditiveNoise(nn.Module):
             "prior_median": prior_median,
             "prior_log_scale": prior_log_scale,
         }
-        _check_positive(**self.config)
+        check_size(dim=dim)
+        check_positive(prior_log_scale=prior_log_scale)
+        _check_median(prior_median)
         self.dim = dim
         median = math.log(prior_median or NOISE_MEDIAN)
         self.register_buffer("log_median", torch.full((dim,), median))
@@ -71,6 +75,7 @@ class AdditiveNoise(nn.Module):
 
     def with_units(self, units: Units) -> None:
         """Take on the units of a model."""
+        _check_components(self.dim, units)
         self.units = units
         if self.config["prior_median"] is None:
             median = math.log(NOISE_MEDIAN) - _per_users_scale(units).log()
@@ -112,6 +117,7 @@ class StateNoise(nn.Module):
 
     Raises:
         DataError: For numbers that are not positive.
+        ShapeError: By `with_units`, for units of another number of components.
 
     Example:
         >>> import torch
@@ -135,13 +141,16 @@ class StateNoise(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {
             "dim": dim,
-            "hidden": list(hidden),
+            "hidden": as_list(hidden),
             "prior_median": prior_median,
             "floor": floor,
             "prior_scale": prior_scale,
         }
-        _check_positive(dim=dim, prior_median=prior_median, floor=floor)
-        self.network = BayesianMLP(dim, hidden, dim, prior_scale=prior_scale)
+        widths = self.config["hidden"]
+        check_size(dim=dim, **{f"hidden[{k}]": width for k, width in enumerate(widths)})
+        check_positive(floor=floor, prior_scale=prior_scale)
+        _check_median(prior_median)
+        self.network = BayesianMLP(dim, widths, dim, prior_scale=prior_scale)
         self.register_buffer("median", torch.full((dim,), prior_median or NOISE_MEDIAN))
 
     @property
@@ -151,6 +160,7 @@ class StateNoise(nn.Module):
 
     def with_units(self, units: Units) -> None:
         """Take on the units of a model."""
+        _check_components(self.config["dim"], units)
         given = self.config["prior_median"]
         if given is not None:
             median = given * _per_users_scale(units)
@@ -186,7 +196,15 @@ def _per_users_scale(units: Units) -> Tensor:
     return units.time_unit.sqrt() / units.scale
 
 
-def _check_positive(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not 0 < number < math.inf:
-            raise DataError(f"{name} must be a positive number, not {number}.")
+def _check_median(prior_median: float | None) -> None:
+    if prior_median is not None:
+        check_positive(prior_median=prior_median)
+
+
+def _check_components(dim: int, units: Units) -> None:
+    """Refuse units of another state: a scale of one component would be broadcast to all."""
+    if units.scale.numel() not in (1, dim):
+        raise ShapeError(
+            f"noise of dim={dim} meets units of {units.scale.numel()} components: give it one "
+            "scale per component of the state."
+        )

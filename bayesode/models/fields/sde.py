@@ -18,6 +18,10 @@ from bayesode.models.contracts import (
 from bayesode.models.fields.combine import Composite
 
 INTERPRETATIONS = ("ito", "stratonovich")
+PARTS = (
+    "SDEField(drift, diffusion) takes any field as its drift, and AdditiveNoise(dim) or "
+    "StateNoise(dim) as its diffusion; fields add up inside the drift, SDEField(Sum(...), noise)."
+)
 
 
 class SDEField(Composite):
@@ -33,7 +37,7 @@ class SDEField(Composite):
             g_i dg_i/dx_i / 2 added.
 
     Raises:
-        DataError: For an unknown interpretation.
+        DataError: For an unknown interpretation, or parts that are no drift and no diffusion.
 
     Source: Kloeden and Platen (1992), Numerical Solution of Stochastic Differential Equations,
     section 4.9. https://doi.org/10.1007/978-3-662-12616-5
@@ -51,6 +55,9 @@ class SDEField(Composite):
         super().__init__()
         if interpretation not in INTERPRETATIONS:
             raise DataError(f"interpretation is one of {INTERPRETATIONS}, not {interpretation!r}.")
+        for name, part in (("drift", drift), ("diffusion", diffusion)):
+            if not isinstance(part, nn.Module) or not hasattr(part, "build"):
+                raise DataError(f"{name}={part!r} is no random part. {PARTS}")
         self.drift, self.diffusion, self.interpretation = drift, diffusion, interpretation
 
     @property
@@ -61,6 +68,12 @@ class SDEField(Composite):
     def build(self, values: Values, inputs: Inputs | None = None) -> SDE:
         """The equation of drawn values of both parts, in Ito's sense."""
         drift, diffusion = (part.build(unnest(name, values), inputs) for name, part in self.parts())
+        # a noise in place of the drift would run, and a drift in place of the noise
+        if hasattr(drift, "is_additive") or not hasattr(diffusion, "is_additive"):
+            raise DataError(
+                f"the parts of this SDEField build {type(drift).__name__} and "
+                f"{type(diffusion).__name__} in place of VectorField and Diffusion. {PARTS}"
+            )
         if self.interpretation == "ito" or diffusion.is_additive:
             return SDE(drift, diffusion)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torchsde
 from torch import Tensor
 
+from bayesode.data_checks import check_positive
 from bayesode.errors import DataError
 from bayesode.models.contracts import SDE, Priors, Solution, rate_of
 from bayesode.models.solvers.grid import substeps
@@ -29,6 +29,11 @@ class TorchSDESolver:
     are walked together in elapsed time s in [0, 1], dx = span f ds + sqrt(span) g dW, from asked
     time to asked time: torchsde interpolates linearly between its steps, and a line between two
     states has too little variance.
+
+    No gradients go through it. Along the same Brownian path torchsde's direct gradient is that of
+    `SDESolver(method="euler")` to 10 digits. Its adjoint's is off by the order of the step under
+    additive noise (.2 to .6 % at 1/32 of the span), and under multiplicative noise in Ito's sense
+    by 1 to 3 %, of which .2 to 1 % remain at 1/256 (torchsde 0.2.6).
 
     Args:
         method: "euler", "milstein" or "srk" (strong orders 1/2, 1 and 1.5 for the noise that suits
@@ -62,12 +67,11 @@ class TorchSDESolver:
     max_state: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in list(METHODS):  # a list: what cannot be hashed is unknown too
             raise DataError(f"method must be one of {sorted(METHODS)}, not {self.method!r}.")
-        for name in ("step", "rtol", "atol", "max_state"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise DataError(f"{name} must be a positive number, not {value}.")
+        check_positive(step=self.step, atol=self.atol, max_state=self.max_state)
+        if self.rtol is not None:
+            check_positive(rtol=self.rtol)
         if self.rtol is not None and self.method == "euler":
             raise DataError("adaptive steps need strong order 1: take 'milstein' or 'srk'.")
 

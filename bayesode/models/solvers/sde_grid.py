@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from bayesode.data_checks import check_positive, check_size
 from bayesode.errors import DataError, ShapeError
 from bayesode.models.contracts import SDE, Priors, Solution
 from bayesode.models.solvers.fixed_grid import FixedGridSolver, gather_states, inside
@@ -74,14 +74,14 @@ class SDESolver:
     grid: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in list(METHODS):  # a list: what cannot be hashed is unknown too
             raise DataError(f"method must be one of {sorted(METHODS)}, not {self.method!r}.")
-        for name in ("dim", "step", "noise_step", "max_state"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise DataError(f"{name} must be a positive number, not {value}.")
-        if self.noise_step is not None and self.method != "split":
-            raise DataError(f"{self.method!r} takes noise in each step; leave noise_step out.")
+        check_size(dim=self.dim)
+        check_positive(step=self.step, max_state=self.max_state)
+        if self.noise_step is not None:
+            check_positive(noise_step=self.noise_step)
+            if self.method != "split":
+                raise DataError(f"{self.method!r} takes noise in each step; leave noise_step out.")
 
     @property
     def config(self) -> dict[str, object]:
@@ -101,11 +101,22 @@ class SDESolver:
         return replace(self, grid=grid, noise_step=own if self.method == "split" else None)
 
     def noise_grid(self, start: Tensor, times: Tensor) -> NoiseGrid:
-        """The noise steps of a question, start (series,) and times (series, time)."""
+        """The noise steps of a question, start (series,) and times (series, time).
+
+        Raises:
+            DataError: If times decrease, or lie before the start.
+            ShapeError: If a fixed grid has another number of series.
+        """
         times = times if self.grid is None else self.grid
         if len(times) != len(start):
             raise ShapeError(f"a noise grid of {len(times)} series meets {len(start)} series.")
-        gaps = torch.cat([start.unsqueeze(-1), times], -1).diff()
+        points = torch.cat([start.unsqueeze(-1), times], -1)
+        gaps = points.diff()
+        if not (gaps >= -SAME_TIME * (1 + points[:, 1:].abs())).all():  # NaN compares False
+            raise DataError(
+                "the times of a noise grid must be sorted, finite and none before the start of "
+                "their series."
+            )
         longest = gaps.max().item() if self.noise_step is None else self.noise_step
         step = longest if self.method == "split" else self.step
         lengths, begins, reached = substeps(start, times, step or 1.0)
@@ -135,7 +146,7 @@ class SDESolver:
             ShapeError: If drift, noise or increments have other sizes than the state or the grid.
             SolverError: If a series needs more than a million steps.
         """
-        self._check(field, x0, start)
+        self.check(field, x0, start)
         grid = self.noise_grid(start, times)
         increments = self._checked(noise, grid, x0)
         states, is_alive, num_steps = self.walk(field, x0, grid, lambda k, x: increments[k])
@@ -222,7 +233,8 @@ class SDESolver:
             is_alive = is_alive & is_inside
         return torch.stack(torch.broadcast_tensors(*columns), -2), is_alive
 
-    def _check(self, field: Any, x0: Tensor, start: Tensor) -> None:
+    def check(self, field: Any, x0: Tensor, start: Tensor) -> None:
+        """Raise the error that explains why this field has no path from x0, if any."""
         if not hasattr(field, "diffusion"):
             raise DataError(
                 f"SDESolver needs a field with noise, SDEField(drift, AdditiveNoise({self.dim})); "
@@ -255,4 +267,7 @@ class SDESolver:
                 f"{(grid.num_steps, self.dim)}: they were drawn for other times. Solve on the grid "
                 "that they belong to: solver.on(grid)."
             )
+        series = increments.shape[-3:-2]
+        if series and series[0] not in (1, len(grid.lengths)):
+            raise ShapeError(f"increments of {series[0]} series meet {len(grid.lengths)} series.")
         return list(increments.to(x0.dtype).unbind(-2))
