@@ -1,5 +1,7 @@
 """The command and the demo: what they leave and what they say."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -13,10 +15,16 @@ MODELS = {"with process noise", "without process noise"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--quick", "--out", str(out)]) == 0
-    return out
+def run(tmp_path_factory):
+    out, said = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["demo", "--quick", "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(run):
+    return run[0]
 
 
 def test_demo_leaves_its_files(folder):
@@ -54,10 +62,9 @@ def test_arviz_file_of_the_demo_opens(folder):
     assert data["posterior"]["likelihood.noise_scale"].shape[0] == 1
 
 
-def test_demo_says_plainly_whether_the_forecast_is_any_good(folder, tmp_path, capsys):
-    assert main(["demo", "--quick", "--out", str(tmp_path / "again")]) == 0
-    said = capsys.readouterr().out
-    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+def test_demo_says_plainly_whether_the_forecast_is_any_good(run):
+    folder, said = run
+    scores = json.loads((folder / "scores.json").read_text())
     best = max(row["log_score_per_point"] for row in scores["baselines"].values())
     is_better = scores["holdout"]["log_score_per_point"] > best
     assert ("The forecast beats" in said) == is_better
