@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from bayesode.data_checks import as_list
 from bayesode.errors import DataError, FitError
 from bayesode.inference.hold_out import HoldOut, hold_out
 from bayesode.inference.laplace import fit_laplace
+from bayesode.inference.members import has_process_noise
 from bayesode.inference.mixture import Mixture
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
+from bayesode.models.dynamical import DynamicalModel
 from bayesode.plan import LITTLE_DATA, SMALL_WIDTHS, plan
 from bayesode.systems import neural_ode
 from bayesode.trajectories import Trajectories
@@ -21,12 +25,13 @@ def fit_candidates(
     train: Trajectories,
     *,
     likelihood: str = "gaussian",
+    system: Callable[..., tuple[DynamicalModel, Any]] = neural_ode,
     widths: Sequence[int] = SMALL_WIDTHS,
     held_out: bool | None = None,
     seed: int | None = None,
     progress: bool = True,
 ) -> Mixture:
-    """Neural ODEs of several widths, fitted by Laplace: what to take for fewer than 100 numbers.
+    """Networks of several widths, fitted by Laplace: what to take for fewer than 100 numbers.
 
     One series alone gets an equal mixture of all widths: it does not say which of them is right,
     and the evidence would choose too boldly. Of several series the evidence's best is taken. Then
@@ -37,6 +42,9 @@ def fit_candidates(
     Args:
         train: Training data, values (series, time, component).
         likelihood: As in `bayesode.plan`.
+        system: What composes the models: `neural_ode`, `neural_sde` for paths with process noise,
+            or your own `system(train, plan=plan, verbose=False) -> (model, guide)`. Compare two of
+            them by the `log_evidence` of their mixtures.
         widths: Of the hidden layer.
         held_out: Whether to forecast the last third of the times, which costs as much again; for
             fewer than 100 observed numbers by default.
@@ -63,13 +71,16 @@ def fit_candidates(
     sizes = as_list(widths)
     if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise DataError(f"widths must be positive whole numbers, not {sizes}.")
+    fit = partial(_fit, likelihood=likelihood, widths=sizes, system=system)
     is_little = train.num_observed < LITTLE_DATA
     with seeded(seed) as used_seed:
-        members = _fit(train, likelihood, sizes, progress)
+        members = fit(train, progress=progress)
         found, note = None, ""
         if is_little if held_out is None else held_out:
-            found, note = _hold_out(train, likelihood, sizes)
-    settings = {"widths": sizes, "likelihood": likelihood, "seed": used_seed}
+            found, note = _hold_out(train, fit)
+    name = getattr(system, "__name__", type(system).__name__)
+    settings = {"system": name, "widths": sizes, "likelihood": likelihood, "seed": used_seed}
+    settings["process_noise"] = has_process_noise(members[0])
     if found is not None and found.inflation > 1:
         settings["inflation"] = f"inflated x{found.inflation:.3g} by hold-out"
     if note:
@@ -83,14 +94,19 @@ def fit_candidates(
 
 
 def _fit(
-    train: Trajectories, likelihood: str, widths: Sequence[int], progress: bool
+    train: Trajectories,
+    *,
+    likelihood: str,
+    widths: Sequence[int],
+    system: Callable[..., tuple[DynamicalModel, Any]],
+    progress: bool = False,
 ) -> list[Posterior]:
     """The members: all of one series, of several series the one with the largest evidence."""
     planned = plan(train, likelihood, engine="laplace")
     settled = replace(planned, reasons=planned.reasons | {"hidden": f"one of {list(widths)}"})
     fits, failure = [], None
     for width in widths:
-        model, _ = neural_ode(train, plan=replace(settled, hidden=(width,)), verbose=False)
+        model, _ = system(train, plan=replace(settled, hidden=(width,)), verbose=False)
         try:
             fits.append(fit_laplace(model, train, progress=progress))
         except FitError as error:  # another width may be fitted
@@ -103,9 +119,9 @@ def _fit(
 
 
 def _hold_out(
-    train: Trajectories, likelihood: str, widths: Sequence[int]
+    train: Trajectories, fit: Callable[[Trajectories], list[Posterior]]
 ) -> tuple[HoldOut | None, str]:
     try:
-        return hold_out(train, lambda part: Mixture(_fit(part, likelihood, widths, False))), ""
+        return hold_out(train, lambda part: Mixture(fit(part))), ""
     except (DataError, FitError) as error:
         return None, f"Nothing could be held out: {error}"

@@ -1,25 +1,39 @@
 """The command and the demo: what they leave and what they say."""
 
+import contextlib
+import io
 import json
 
 import pytest
 import torch
 
 import bayesode as bo
+from bayesode import demo
 from bayesode.cli import main
+
+MODELS = {"with process noise", "without process noise"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--quick", "--out", str(out)]) == 0
-    return out
+def run(tmp_path_factory):
+    out, said = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["demo", "--quick", "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(run):
+    return run[0]
 
 
 def test_demo_leaves_its_files(folder):
+    scores = json.loads((folder / "scores.json").read_text())
+    (other,) = MODELS - {scores["chosen"]}
+    beside = f"forecast-{other.replace(' ', '-')}.png"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"scores.json", "forecast.png", "field.png", "posterior.nc", "run"}
-    assert (folder / "forecast.png").stat().st_size > 10_000
+    assert names == {"scores.json", "forecast.png", beside, "field.png", "posterior.nc", "run"}
+    assert all((folder / name).stat().st_size > 10_000 for name in ("forecast.png", beside))
 
 
 def test_scores_have_the_documented_keys_and_the_known_baselines(folder):
@@ -48,16 +62,43 @@ def test_arviz_file_of_the_demo_opens(folder):
     assert data["posterior"]["likelihood.noise_scale"].shape[0] == 1
 
 
-def test_demo_says_plainly_whether_the_forecast_is_any_good(folder, tmp_path, capsys):
-    assert main(["demo", "--quick", "--out", str(tmp_path / "again")]) == 0
-    said = capsys.readouterr().out
-    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+def test_demo_says_plainly_whether_the_forecast_is_any_good(run):
+    folder, said = run
+    scores = json.loads((folder / "scores.json").read_text())
     best = max(row["log_score_per_point"] for row in scores["baselines"].values())
     is_better = scores["holdout"]["log_score_per_point"] > best
     assert ("The forecast beats" in said) == is_better
     assert ("does NOT beat" in said) != is_better
-    for word in ("Plan", "ELBO", "noise of hare", "climatology"):
+    for word in ("measurement noise of hare", "process noise of lynx", "climatology", *MODELS):
         assert word in said
+    other = min(scores["models"].values(), key=lambda row: row["log_evidence"])
+    lead = scores["holdout"]["log_score_per_point"] - other["log_score_per_point"]
+    assert f"the evidence was the {'better' if lead > 0 else 'worse'} one: {lead:+.2f}" in said
+
+
+def test_the_larger_evidence_forecasts_and_the_other_one_stands_beside_it(folder):
+    scores = json.loads((folder / "scores.json").read_text())
+    models, chosen = scores["models"], scores["chosen"]
+    assert set(models) == MODELS
+    assert chosen == max(models, key=lambda name: models[name]["log_evidence"])
+    assert scores["log_evidence"] == models[chosen]["log_evidence"]
+    for column, value in scores["holdout"].items():
+        assert value == models[chosen][column]
+    loaded = bo.load(folder / "run")
+    assert loaded.log_evidence == pytest.approx(scores["log_evidence"], rel=1e-12)
+    assert loaded.settings["process_noise"] is (chosen == "with process noise")
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.5, "a bare mention"), (2.0, ": positive"), (4.9, ": strong"), (99.0, ": very strong")],
+)
+@pytest.mark.parametrize("better", ["with process noise", "without process noise"])
+def test_words_for_the_evidence_follow_from_the_difference(better, gain, words):
+    (worse,) = MODELS - {better}
+    said = demo._choice({worse: -100.0 - gain, better: -100.0})
+    assert f"-100.0 {better}, {-100 - gain:.1f} {worse}" in said
+    assert f"for the model {better}, which forecasts" in said and words in said
 
 
 def test_same_seed_gives_the_same_scores(folder, tmp_path):

@@ -12,7 +12,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} >= {"lynx_hare", "own_parts"}
+    assert {path.stem for path in EXAMPLES} >= {"lynx_hare", "own_parts", "process_noise"}
 
 
 @pytest.mark.slow

@@ -225,6 +225,51 @@ def test_what_cannot_be_held_out_is_said(members, monkeypatch):
     assert "Nothing could be held out: no start" in str(found) and found.inflation == 1
 
 
+def test_members_and_hold_out_are_composed_by_the_system_that_was_asked_for(members, monkeypatch):
+    data, seen = members[0].train.rows([0]), []
+
+    def fit(model, part, **settings):
+        seen.append((set(model.field.priors()), part.times.numel()))
+        return members[0]
+
+    def score(part, refit, **settings):
+        refit(part.until(6.0))
+        return HoldOut(1.0, 20, -3.0, {})
+
+    monkeypatch.setattr(candidates, "fit_laplace", fit)
+    monkeypatch.setattr(candidates, "hold_out", score)
+    found = bo.fit_candidates(data, system=bo.neural_sde, widths=(2,), seed=0)
+    sites = {"drift.weights", "diffusion.scale"}
+    assert seen == [(sites, 30), (sites, 18)] and found.settings["system"] == "neural_sde"
+
+    def own(train, *, plan, verbose):
+        return bo.neural_ode(train, plan=dataclasses.replace(plan, hidden=(5,)), verbose=verbose)
+
+    seen.clear()
+    found = bo.fit_candidates(data, system=own, widths=(2,), seed=0)
+    assert seen == [({"weights"}, 30), ({"weights"}, 18)] and found.settings["system"] == "own"
+
+
+@pytest.mark.slow
+def test_candidates_with_process_noise_say_so_forecast_and_load_in_full(tmp_path):
+    data = bo.datasets.stochastic_lotka_volterra(num_series=1, num_times=18).observed
+    train, test = data.split(time=4.0)
+    mixture = bo.fit_candidates(train, system=bo.neural_sde, widths=(2,), held_out=False, seed=0)
+    assert mixture.settings["process_noise"] is True
+    assert "hidden 2, with process noise, weight 1" in str(mixture)
+    assert mixture.draws(6, seed=0)["field.diffusion.scale"].shape == (6, 2)
+    mixture.save(tmp_path / "run")
+    loaded = bo.load(tmp_path / "run")
+    assert loaded.settings == mixture.settings and str(loaded) == str(mixture)
+    one, two = (m.forecast(train.at(test), num_draws=6, seed=0) for m in (mixture, loaded))
+    assert torch.equal(one.values, two.values)
+    assert mixture.smooth(num_draws=6, seed=0).values.shape == (6, 1, *train.times.shape, 2)
+
+
+def test_members_without_process_noise_do_not_claim_it(members):
+    assert "process noise" not in str(Mixture(members))
+
+
 @pytest.mark.parametrize("widths", [(), (0,), (2.5,), ("wide",)], ids=str)
 def test_widths_that_are_no_counts_are_refused(train, widths):
     with pytest.raises(DataError, match="widths must be positive whole numbers"):

@@ -126,6 +126,7 @@ def test_thin_lines_are_valid_draws_of_the_signal():
     for num_paths, expected in ((4, 4), (20, 10), (0, 0)):
         panel = fan_chart(ensemble, num_paths=num_paths).axes[1]
         drawn = [line.get_ydata() for line in panel.lines if line.get_linewidth() < 0.5]
+        drawn = [line_of(panel, "one draw").get_ydata(), *drawn] if expected else drawn
         assert len(drawn) == expected
         for line, path in zip(drawn, ensemble.signal[50:, 0, :, 1], strict=False):
             np.testing.assert_allclose(line, path)
@@ -236,7 +237,7 @@ def test_first_four_series_are_shown_and_one_legend_stands_above_them(num_series
     )
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert len(texts) == len(set(texts)) == 7 + (path_sd > 1)
+    assert len(texts) == len(set(texts)) == 8 + (path_sd > 1)
     figure.savefig(io.BytesIO(), format="png")
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
@@ -467,6 +468,34 @@ def test_field_can_be_drawn_in_users_axes_and_saved():
         vector_field(posterior, axes=axes)
 
 
+@pytest.mark.parametrize("transform", ["identity", "log"])
+def test_field_of_one_component_is_a_curve_with_the_bands_of_its_draws(transform):
+    posterior = known_posterior(dim=1, transform=transform)
+    (panel,) = vector_field(posterior, num_draws=40, seed=3, truth=lambda x: 2 * x).axes
+    median = line_of(panel, "median")
+    states = torch.as_tensor(median.get_xdata()).unsqueeze(-1)
+    draws = posterior.field(states, num_draws=40, seed=3)[..., 0]
+    np.testing.assert_allclose(median.get_ydata(), draws.quantile(0.5, 0))
+    for band, level in zip(bands_of(panel), (0.9, 0.5), strict=True):
+        for edge, at in zip(edges_of(band), ((1 - level) / 2, (1 + level) / 2), strict=True):
+            np.testing.assert_allclose(edge[:, 1], draws.quantile(at, 0), atol=1e-12)
+    truth = line_of(panel, "truth")
+    np.testing.assert_allclose(truth.get_ydata(), 2 * states[:, 0])
+    assert panel.get_xscale() == ("log" if transform == "log" else "linear")
+    ticks, seen = line_of(panel, "training data").get_xdata(), posterior.train.values.flatten()
+    np.testing.assert_array_equal(ticks, seen)
+    low, high = panel.get_xlim()
+    assert low < np.nanmin(ticks) and np.nanmax(ticks) < high
+
+
+def test_curve_is_grey_where_its_sd_exceeds_the_speed_of_the_data():
+    def grey(scale):
+        panel = vector_field(known_posterior(dim=1, scale=scale)).axes[0]
+        return "not determined by the data" in {patch.get_label() for patch in panel.patches}
+
+    assert grey(30.0) and not grey(1e-3)
+
+
 def test_wrong_requests_for_a_field_are_refused():
     posterior = known_posterior()
     for components in ((0, 2), (0, 0), (0,), (-1, 0), (0, 1, 1)):
@@ -475,8 +504,8 @@ def test_wrong_requests_for_a_field_are_refused():
     for wrong in ({"num_draws": 1}, {"resolution": 1}):
         with pytest.raises(DataError, match="2 draws and points or more"):
             vector_field(posterior, **wrong)
-    with pytest.raises(DataError, match="take fan_chart"):
-        vector_field(known_posterior(dim=1))
+    with pytest.raises(DataError, match="2 draws and points or more"):
+        vector_field(known_posterior(dim=1), num_draws=1)
     for train in (None, posterior.train.at([0.0])):
         posterior.train = train
         with pytest.raises(DataError, match="needs training data"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
+from bayesode.inference.checks import has_random_paths
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.variance_parts import PairedPaths
 
@@ -79,10 +81,16 @@ def check_members(members: Sequence[Posterior]) -> None:
             raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
 
 
+def has_process_noise(member: Posterior) -> bool:
+    """Whether the paths of a posterior have noise of their own."""
+    return has_random_paths(member.model, member.train)
+
+
 def described(member: Posterior, weight: float) -> str:
     """A line on one member."""
-    config = getattr(member.model.field, "config", {})
-    hidden = "x".join(map(str, config.get("hidden", []))) or type(member.model.field).__name__
+    field: Any = getattr(member.model.field, "drift", member.model.field)
+    hidden = "x".join(map(str, getattr(field, "config", {}).get("hidden", [])))
+    noise = ", with process noise" if has_process_noise(member) else ""
     evidence = getattr(member.guide, "log_evidence", None)
     told = "" if evidence is None else f", log evidence {evidence.item():.1f}"
-    return f"  hidden {hidden}, weight {weight:.2g}{told}"
+    return f"  hidden {hidden or type(field).__name__}{noise}, weight {weight:.2g}{told}"

@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bayesode import scores
 from bayesode.data_checks import shape_of
 from bayesode.diagnostics.plots.style import (
+    LINE,
+    SHADES,
     STYLE,
     TEST,
     TRAIN,
-    UNDETERMINED,
     add_legend,
     array,
+    draw_undetermined,
     new_panels,
     set_limits,
 )
@@ -29,7 +30,7 @@ from bayesode.errors import DataError, ShapeError
 from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
-LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
+FOLLOWED = "#009e73"  # green, tells itself from blue and vermilion (Okabe and Ito 2008)
 MAX_SERIES = 4  # columns that fit on a page
 OUTER_REACH, INNER_REACH = 0.5, 1.5  # ranges of the data by which bands may stretch an axis
 
@@ -47,10 +48,12 @@ def fan_chart(
     """A forecast, its uncertainty and the data: one row per component, one column per series.
 
     Bands are central intervals of the values (with noise), thin lines draws of the signal (without
-    noise). Grey stretches are not determined by the data: the path's sd exceeds theirs (see
-    `Ensemble.undetermined`). Failed draws are left out; titles tell their share. Under the
-    transform "log" the vertical axis is logarithmic, unless a shown datum is not positive. It
-    follows the data: a band that explodes is cut off, so that it does not flatten them.
+    measurement noise), one of them in green; paths with process noise are smoothed up to the end of
+    training and have fresh noise after it. Grey stretches are not determined by the data: the
+    path's sd exceeds theirs (see `Ensemble.undetermined`). Failed draws are left out; titles tell
+    their share. Under the transform "log" the vertical axis is logarithmic, unless a shown datum is
+    not positive. It follows the data: a band that explodes is cut off, so that it does not flatten
+    them.
 
     Args:
         ensemble: Forecast; a fine grid, `train.at(torch.linspace(...))`, gives smooth bands.
@@ -98,7 +101,7 @@ def fan_chart(
             paths = array(ensemble.signal[valid, row][:num_paths, :count, component])
             shown, times = bands[:, column, :count, component], array(asked.grid[row, :count])
             _draw_fan(panel, times, shown, paths, widths)
-            _draw_undetermined(panel, times, is_open[column, :count, component].cpu().numpy())
+            draw_undetermined(panel, times, is_open[column, :count, component].cpu().numpy())
             _draw_points(panel, [points.get(labels[column]) for points in data], component)
         for component, name in enumerate(asked.names or ensemble.train.names):
             panels[component, 0].set_ylabel(name)
@@ -148,22 +151,13 @@ def _draw_fan(panel: Axes, times: Any, bands: Any, paths: Any, widths: Sequence[
         look: dict[str, Any] = {"color": shade, "label": f"{100 * widths[k]:g} % interval"}
         draw(times, bands[k], bands[-1 - k], lw=6 * is_single, zorder=1, **look)
     look = {"color": LINE, "marker": "_" if is_single else None}
-    for k, path in enumerate(paths):
+    followed: dict[str, Any] = look | {"color": FOLLOWED}
+    for k, path in enumerate(paths[1:]):
         label = "draws of the signal" if k == 0 else None
-        panel.plot(times, path, lw=0.4, alpha=0.4, label=label, **look)
+        panel.plot(times, path, lw=0.4, alpha=0.3, label=label, **look)
     panel.plot(times, bands[len(widths)], lw=1, label="median", **look)
-
-
-def _draw_undetermined(panel: Axes, times: Any, flags: Any) -> None:
-    """A grey veil from half-way to the time before to half-way to the one behind."""
-    middle = (times[1:] + times[:-1]) / 2
-    left, right = np.concatenate([times[:1], middle]), np.concatenate([middle, times[-1:]])
-    edges = np.flatnonzero(np.diff(flags.astype(int), prepend=0, append=0))
-    for k, (first, last) in enumerate(edges.reshape(-1, 2)):
-        label = "not determined by the data" if k == 0 else None
-        span = float(left[first]), float(right[last - 1])
-        # over the bands, which may fill the panel, and under the lines
-        panel.axvspan(*span, zorder=1.05, alpha=0.75, label=label, **UNDETERMINED)
+    for path in paths[:1]:  # one to follow by eye: rough paths of many draws are a thicket
+        panel.plot(times, path, lw=0.7, label="one draw", **followed)
 
 
 def _draw_points(panel: Axes, data: Sequence[Any], component: int) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
@@ -23,6 +25,7 @@ STYLE |= dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"]
 # Blue and vermilion differ for every kind of colour blindness (Okabe and Ito 2008).
 TRAIN: dict[str, Any] = dict(label="training data", marker="o", c="black", ms=1.8)
 TEST: dict[str, Any] = dict(label="held-out data", marker="s", c="#d55e00", mfc="w", ms=2.6)
+LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
 UNDETERMINED: dict[str, Any] = {"fc": "#d4d4d4", "ec": "none", "lw": 0}
 
 
@@ -66,6 +69,18 @@ def add_legend(figure: Figure, panels: np.ndarray, is_own: bool) -> None:
         if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             return
         legend.remove()
+
+
+def draw_undetermined(panel: Axes, places: Any, flags: Any) -> None:
+    """A grey veil from half-way to the place before to half-way to the one behind."""
+    middle = (places[1:] + places[:-1]) / 2
+    left, right = np.concatenate([places[:1], middle]), np.concatenate([middle, places[-1:]])
+    edges = np.flatnonzero(np.diff(flags.astype(int), prepend=0, append=0))
+    for k, (first, last) in enumerate(edges.reshape(-1, 2)):
+        label = "not determined by the data" if k == 0 else None
+        span = float(left[first]), float(right[last - 1])
+        # over the bands, which may fill the panel, and under the lines
+        panel.axvspan(*span, zorder=1.05, alpha=0.75, label=label, **UNDETERMINED)
 
 
 def array(tensor: Tensor) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""A fitted vector field in a plane of two components."""
+"""A fitted vector field in a plane of two components, or along a single one."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,14 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bayesode.data_checks import shape_of
+from bayesode.diagnostics.plots.field_grid import (
+    check_counts,
+    grid,
+    observed_points,
+    true_rates,
+    visited,
+)
+from bayesode.diagnostics.plots.rate_curve import rate_curve
 from bayesode.diagnostics.plots.style import (
     STYLE,
     TRAIN,
@@ -25,12 +31,11 @@ from bayesode.diagnostics.plots.style import (
     new_panels,
     set_limits,
 )
-from bayesode.errors import DataError, ShapeError
+from bayesode.errors import DataError
 from bayesode.inference.posterior import Posterior
 
 # Perceptually uniform; light where the field is known, never so dark that it hides what lies on it.
 UNCERTAINTY = ListedColormap(colormaps["magma_r"](np.linspace(0, 0.55, 256)))
-MAX_VISITED = 200  # training points at which the speed of the data is taken
 
 
 def vector_field(
@@ -51,10 +56,13 @@ def vector_field(
     whose shade is the error of the mean over the same length: an honest posterior has both alike.
     Axes are logarithmic under the transform "log". Components not shown are held at the mean of the
     data (on that scale), unobserved ones at the origin of the units, and time at the first start.
+    Of an SDE this is the drift. A single component gets the curve of dx/dt over it, with the median
+    and the 50 and 90 % bands of the draws.
 
     Args:
         posterior: The fit.
-        components: Indices of the components on the horizontal and the vertical axis.
+        components: Indices of the components on the horizontal and the vertical axis; without
+            effect for a single component.
         num_draws: Draws of the field, at least 2.
         resolution: Points along each axis at which it is evaluated, at least 2.
         seed: Of the draws.
@@ -63,8 +71,8 @@ def vector_field(
         axes: Axes to draw in, two if there is a truth; a new figure by default.
 
     Raises:
-        DataError: For a model with one component, components that it does not have, too few draws
-            or points, or no training data.
+        DataError: For components that the model does not have, too few draws or points, or no
+            training data.
         ShapeError: If the truth has another shape than the states, or the number of axes is wrong.
 
     Example:
@@ -76,12 +84,14 @@ def vector_field(
         >>> panel.get_xlabel(), panel.get_ylabel()
         ('x1', 'x2')
     """
-    names, observed = _observed_plane(posterior, components)
-    if num_draws < 2 or resolution < 2:
-        raise DataError(f"needs 2 draws and points or more, not {num_draws=}, {resolution=}.")
+    names, observed = observed_points(posterior)
+    check_counts(num_draws, resolution)
+    if len(names) == 1:
+        return rate_curve(posterior, num_draws=num_draws, seed=seed, truth=truth, axes=axes)
+    _check_pair(components, len(names))
     pair, is_log = list(components), posterior.model.units.transform == "log"
-    low, high, states = _grid(posterior, observed, pair, resolution)
-    points = torch.cat([states, _visited(observed, states[0, len(names) :])])
+    low, high, states = grid(posterior, observed, pair, resolution)
+    points = torch.cat([states, visited(observed, states[0, len(names) :])])
     unit = ((high - low) * (points[:, pair] if is_log else 1.0)).expand(len(points), 2)
     drawn = posterior.field(points, num_draws=num_draws, seed=seed).to(states)[..., pair] / unit
     draws, at_data = drawn.split([len(states), len(points) - len(states)], 1)  # ranges of the axes
@@ -90,7 +100,7 @@ def vector_field(
     held = ", ".join(f"{n} = {states[0, k]:.3g}" for k, n in enumerate(names) if k not in pair)
     fields = {"posterior mean": (mean, sd / length)}
     if truth is not None:
-        true = _true_rates(truth, states)[:, pair] / unit[: len(states)]
+        true = true_rates(truth, states)[:, pair] / unit[: len(states)]
         fields["truth"] = true, (mean - true).norm(dim=-1) / length
     with rc_context(STYLE if axes is None else {}):
         figure, panels = new_panels(axes, 1, len(fields), (2.6 * len(fields) + 0.9, 3.2))
@@ -110,49 +120,9 @@ def vector_field(
     return figure
 
 
-def _observed_plane(posterior: Posterior, pair: Sequence[int]) -> tuple[tuple[str, ...], Tensor]:
-    """Names and training points (points, component), NaN where unseen, if `pair` is among them."""
-    train = getattr(posterior, "train", None)
-    if train is None or train.values is None or train.values.dim() != 3:
-        raise DataError("a picture of the field needs training data (series, time, component).")
-    if len(train.names) == 1:
-        raise DataError("one component spans no plane: take fan_chart(posterior.predict(...)).")
-    if not (len(pair) == len(set(pair)) == 2 and set(pair) <= set(range(len(train.names)))):
-        raise DataError(f"components must be two of 0 to {len(train.names) - 1}, not {pair}.")
-    seen = torch.where(train.mask, train.values, torch.nan)
-    return train.names, seen.flatten(0, 1).double().cpu()
-
-
-def _grid(
-    posterior: Posterior, observed: Tensor, pair: list[int], resolution: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ends of the axes (2,), logarithms for logarithmic ones, and states (points, state)."""
-    units = posterior.model.units
-    is_log = units.transform == "log"
-    scaled, unscaled = (torch.log, torch.exp) if is_log else (torch.clone, torch.clone)
-    seen = scaled(observed)
-    low, high = seen[:, pair].nanquantile(seen.new_tensor([0.0, 1.0]), 0)
-    low, high = 1.1 * low - 0.1 * high, 1.1 * high - 0.1 * low
-    dim = posterior.draws(1, seed=0)["x0"].shape[-1]
-    states = units.to_users(units.location.new_zeros(dim)).to(seen).repeat(resolution**2, 1)
-    states[:, : seen.shape[-1]] = unscaled(seen.nanmean(0))
-    side = torch.linspace(0, 1, resolution, dtype=seen.dtype)
-    states[:, pair] = unscaled(low + (high - low) * torch.cartesian_prod(side, side).flip(-1))
-    return low, high, states
-
-
-def _visited(observed: Tensor, hidden: Tensor) -> Tensor:
-    """At most MAX_VISITED training points as states, means for what was not seen."""
-    filled = torch.where(observed.isnan(), observed.nanmean(0), observed)
-    some = filled[:: math.ceil(len(filled) / MAX_VISITED)]
-    return torch.cat([some, hidden.expand(len(some), -1)], -1)
-
-
-def _true_rates(truth: Callable[[Tensor], Any], states: Tensor) -> Tensor:
-    true = torch.as_tensor(truth(states.clone()), dtype=states.dtype)
-    if true.shape != states.shape:
-        raise ShapeError(f"truth must return {shape_of(states)}, not {shape_of(true)}.")
-    return true
+def _check_pair(pair: Sequence[int], count: int) -> None:
+    if not (len(pair) == len(set(pair)) == 2 and set(pair) <= set(range(count))):
+        raise DataError(f"components must be two of 0 to {count - 1}, not {pair}.")
 
 
 def _draw_undetermined(panel: Axes, ratio: np.ndarray, resolution: int) -> None:
