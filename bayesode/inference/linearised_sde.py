@@ -309,7 +309,7 @@ class LinearisedSDEPredictive:
         name = "field.diffusion."
         sites = {s.removeprefix(name): v for s, v in values.items() if s.startswith(name)}
         noise = self.model.field.diffusion.build(sites)  # type: ignore[union-attr, operator]
-        times, lengths = course.grid.begins, course.grid.times - course.grid.begins
+        times, lengths = course.grid.times, course.grid.times - course.grid.begins
         nowhere = torch.zeros_like(course.spread).flatten(0, 1)
         scale = noise(times.reshape(-1, 1), nowhere)
         scale = scale.expand(*scale.shape[:-2], *nowhere.shape)
