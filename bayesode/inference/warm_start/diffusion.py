@@ -64,7 +64,7 @@ class ProcessNoise:
     @cached_property
     def floor(self) -> Tensor:
         """The vector below which there is no process noise."""
-        return self.scales_of(SMALLEST_SCALE)
+        return self.scales_of(SMALLEST_SCALE).minimum(self.sites.mean)
 
     def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """The scales of largest evidence at a fit, and their degrees of freedom.
