@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 import bayesode as bo
-from bayesode.models.contracts import VectorField
+from bayesode.models.contracts import VectorField, without_plate
 
 DOUBLE = torch.float64
 MATRIX = torch.tensor([[-0.3, 1.1], [-0.9, -0.2]], dtype=DOUBLE)
@@ -29,6 +30,21 @@ class Linear(nn.Module):
 
     def build(self, values, inputs=None):
         return VectorField(lambda t, x: x @ MATRIX.mT + OFFSET, (MATRIX, OFFSET))
+
+
+class ConstantDrift(nn.Module):
+    """dx/dt = rate, random: paths are linear in all that is random."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sd", torch.full((2,), 0.7, dtype=DOUBLE))
+
+    def priors(self):
+        return {"rate": dist.Normal(torch.zeros_like(self.sd), self.sd).to_event(1)}
+
+    def build(self, values, inputs=None):
+        rate = without_plate(values["rate"])
+        return VectorField(lambda t, x: rate.unsqueeze(-2).expand_as(x), (rate,))
 
 
 def known_model(drift=None, *, noise_step=None, process=PROCESS, noise=NOISE, step=STEP):

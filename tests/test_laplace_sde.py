@@ -12,14 +12,13 @@ from linear_gaussian import (
     NOISE,
     OFFSET,
     PROCESS,
+    ConstantDrift,
     kalman,
     known_model,
     random_data,
 )
-from torch import nn
 
 import bayesode as bo
-from bayesode.models.contracts import VectorField, without_plate
 
 KINDS = ["plain", "masked", "irregular", "late start"]
 STEPS = [None, 0.11]
@@ -163,21 +162,6 @@ def test_the_exact_process_is_approached_at_first_order_in_the_noise_step():
 
 
 # ---- a drift that is random and linear in its numbers --------------------------------------------
-class Drift(nn.Module):
-    """dx/dt = rate."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("sd", torch.full((2,), 0.7, dtype=DOUBLE))
-
-    def priors(self):
-        return {"rate": dist.Normal(torch.zeros_like(self.sd), self.sd).to_event(1)}
-
-    def build(self, values, inputs=None):
-        rate = without_plate(values["rate"])
-        return VectorField(lambda t, x: rate.unsqueeze(-2).expand_as(x), (rate,))
-
-
 def walks(train, extra=()):
     """The prior law of rate and states of component j, by what they are made of.
 
@@ -214,7 +198,7 @@ def walks(train, extra=()):
 def test_weights_and_states_have_their_exact_joint_posterior(kind):
     train = random_data(kind)
     times = train.grid.max() + torch.tensor([0.1, 1.5], dtype=DOUBLE)
-    posterior = fit(known_model(Drift()), train)
+    posterior = fit(known_model(ConstantDrift()), train)
     guide, evidence = posterior.guide, 0.0
     for question, extra in ((train, ()), (train.at(times), times.tolist())):
         course = course_of(posterior, question)
