@@ -149,6 +149,11 @@ def test_increments_after_the_data_are_standard_normal_and_independent(posterior
     correlation = torch.corrcoef(columns.mT)[: noise.shape[1]]
     correlation = correlation - torch.eye(*correlation.shape)
     assert (correlation.abs() < LIMIT / NUM**0.5).all()
+    # nor does their size follow the scale that was drawn: that acts in the paths
+    scales = values["field.diffusion.scale"].squeeze(1).log()
+    num = noise.shape[1]
+    correlation = torch.corrcoef(torch.cat([noise.square(), scales], 1).mT)[:num, num:]
+    assert (correlation.abs() < LIMIT / NUM**0.5).all()
 
 
 def test_increments_inside_follow_the_data(posterior):
