@@ -53,17 +53,21 @@ def test_unknown_engine_is_named(train):
         bo.fit(model, guide, train, engine="hmc")
 
 
-def test_models_with_process_noise_get_svi_and_laplace_refuses_them(train):
+@pytest.mark.parametrize(
+    ("noise", "engine", "reason"),
+    [
+        (bo.AdditiveNoise(2), "laplace", "19 random numbers"),
+        (bo.StateNoise(2, [2]), "svi", "additive"),
+    ],
+)
+def test_laplace_takes_additive_process_noise_and_svi_any_other(train, noise, engine, reason):
     model = bo.DynamicalModel(
         initial=bo.NormalInitial(2),
-        field=bo.SDEField(bo.BayesianMLP(2, [3], 2), bo.AdditiveNoise(2)),
+        field=bo.SDEField(bo.BayesianMLP(2, [3], 2), noise),
         likelihood=bo.GaussianLikelihood(2),
         solver=bo.SDESolver(2, step=0.2),
         units=bo.Units.from_data(train),
     )
-    assert choose_engine(model, train) == (
-        "svi",
-        "paths have noise of their own, which Laplace does not take",
-    )
-    with pytest.raises(bo.DataError, match=r"fit_svi\(model, SDEGuide\(model, train\), train\)"):
-        bo.fit_laplace(model, train, progress=False)
+    chosen, why = choose_engine(model, train)
+    assert chosen == engine
+    assert reason in why

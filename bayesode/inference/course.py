@@ -37,6 +37,8 @@ class Course:
         gain: Shape (series, knot, state, weight).
         chain: The law of e, independent between series.
         is_inside: Which intervals lie within the data of their series, (series, interval).
+        is_frozen: Which knots lie after one at which the drift has left the solver's bound, where
+            states and derivatives mean nothing, (series, knot).
     """
 
     grid: QuestionGrid
@@ -49,6 +51,7 @@ class Course:
     gain: Tensor
     chain: ChainFactor
     is_inside: Tensor
+    is_frozen: Tensor
 
     @classmethod
     def of(
@@ -93,8 +96,9 @@ class Course:
         last = own.amax(-1, keepdim=True)
         inside = torch.arange(ends.shape[1], device=own.device) < last
         gain, chain = _law(problem, point, (ends, by_weights, by_states), inside[..., None, None])
-        miss = states[:, 1:] - ends
-        return cls(grid, place, states, miss, spread, by_weights, by_states, gain, chain, inside)
+        miss, frozen = states[:, 1:] - ends, _is_frozen(data, point, inside)
+        flow = by_weights, by_states
+        return cls(grid, place, states, miss, spread, *flow, gain, chain, inside, frozen)
 
     def variance(self, covariance: Tensor) -> Tensor:
         """Variances of the states for a covariance of the weights, (series, knot, state)."""
@@ -156,6 +160,19 @@ def _law(
     noise = torch.cat([noise[:, :1], torch.where(is_inside, noise[:, 1:], by_weights)], 1)
     chain = replace(chain, links=torch.where(is_inside, chain.links, by_states))
     return chain.run(noise), chain
+
+
+def _is_frozen(data: FitData, point: Point, is_inside: Tensor) -> Tensor:
+    """Knots after the data from the first one on that the drift does not reach within the bound.
+
+    A walk that is frozen stands where it was, which may be anywhere: its end does not tell.
+    """
+    field, places = data.field.build(point.weights), (data.begins, data.lengths)
+    _, is_alive = data.solver.walk(
+        field, point.states[:, :-1].flatten(0, 1), *(x.flatten(0, 1) for x in places)
+    )
+    is_left = ~is_alive.view_as(is_inside) & ~is_inside
+    return torch.nn.functional.pad(is_left.cumsum(-1) > 0, (1, 0), value=False)
 
 
 def _is_complete(own: Tensor) -> bool:

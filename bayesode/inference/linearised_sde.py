@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesode.errors import DataError
 from bayesode.inference.course import Course, smooth_states
 from bayesode.inference.guides import rows_of
 from bayesode.inference.linearised import (
     SMALLEST_FREEDOM,
     capped,
     check_given_weights,
-    is_frozen_path,
     linearised_rates,
     log_scale_draws,
 )
@@ -302,14 +302,15 @@ class LinearisedSDEPredictive:
         """Deviation of drawn weights from the mean, shape (draws, weight)."""
         drift = self.guide.field(self.model)
         drawn = {site: values[f"field.drift.{site}"].squeeze(1) for site in drift.sites}
-        return drift.pack(drawn) - self.guide.weights
+        vectors = drift.pack(drawn)  # of a drift without random numbers a single empty one
+        return vectors.expand(len(next(iter(values.values()))), -1) - self.guide.weights
 
     def _spread(self, values: dict[str, Tensor], course: Course) -> Tensor:
         """Sd of drawn process noise over each interval, (draws, series, interval, state)."""
         name = "field.diffusion."
         sites = {s.removeprefix(name): v for s, v in values.items() if s.startswith(name)}
         noise = self.model.field.diffusion.build(sites)  # type: ignore[union-attr, operator]
-        times, lengths = course.grid.begins, course.grid.times - course.grid.begins
+        times, lengths = course.grid.times, course.grid.times - course.grid.begins
         nowhere = torch.zeros_like(course.spread).flatten(0, 1)
         scale = noise(times.reshape(-1, 1), nowhere)
         scale = scale.expand(*scale.shape[:-2], *nowhere.shape)
@@ -323,9 +324,17 @@ class LinearisedSDEPredictive:
         index = course.asked.unsqueeze(-1).expand(-1, -1, course.states.shape[-1])
         path = course.states.gather(1, index)
         variance = course.variance(self.guide.covariance_weights).gather(1, index)
-        bound = self.model.solver.max_state  # type: ignore[attr-defined]
-        return path, variance, is_frozen_path(path, bound)
+        return path, variance, course.is_frozen.gather(1, course.asked).unsqueeze(-1)
 
     def _on(self, course: Course, solver: Any) -> Any:
-        """A solver that takes the increments of a course."""
+        """A solver that takes the increments of a course.
+
+        Raises:
+            DataError: If it takes none.
+        """
+        if not hasattr(solver, "on"):
+            raise DataError(
+                f"{type(solver).__name__} takes no noise: solve the draws of a model with process "
+                "noise by an SDESolver, posterior.model.solver.tight() for example."
+            )
         return solver.on(course.grid.times, course.grid.longest or None)

@@ -73,9 +73,13 @@ class ChainFactor:
             num_draws: How many.
             first: States of the first knot (draws, series, state), if they are known.
         """
-        size = (*self.pivots.shape[:3], num_draws)
-        white = torch.randn(size, dtype=self.pivots.dtype, device=self.pivots.device)
-        own = torch.linalg.solve_triangular(self.pivots.mT, white, upper=True)
+        num_series, num_knots, num_states = self.pivots.shape[:3]
+        size = (num_series, num_states, num_draws)
+        # knot by knot, so that a chain that goes on for longer begins with the same draws
+        white = [
+            torch.randn(size, dtype=self.pivots.dtype).to(self.pivots) for _ in range(num_knots)
+        ]
+        own = torch.linalg.solve_triangular(self.pivots.mT, torch.stack(white, 1), upper=True)
         if first is not None:
             own = torch.cat([first.movedim(0, -1).unsqueeze(1), own[:, 1:]], 1)
         return self.run(own).movedim(-1, 0)

@@ -17,7 +17,7 @@ from bayesode.inference.warm_start.flat import MAX_WEIGHTS, FlatField
 from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 from bayesode.inference.warm_start.measurement import Measurement
-from bayesode.inference.warm_start.problem import Around, StateProblem, spans
+from bayesode.inference.warm_start.problem import Around, StateProblem, mean_span
 from bayesode.inference.warm_start.scales import log_volume, most_probable_scales
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -52,8 +52,10 @@ class ProcessNoise:
         """Sd of what is added over each interval, shape (series, interval, state)."""
         noise = self.sites.build(scales)
         nowhere = self.gaps.new_zeros(*self.gaps.shape, self.dim).flatten(0, 1)
-        scale = noise(self.begins.reshape(-1, 1), nowhere).expand_as(nowhere)
-        return scale.view(*self.gaps.shape, self.dim) * spans(self.gaps).sqrt()
+        scale = noise((self.begins + self.gaps).reshape(-1, 1), nowhere).expand_as(nowhere)
+        # padding bears no data; a stiff one would hold the last real state where a step begins
+        gaps = torch.where(self.gaps > 0, self.gaps, mean_span(self.gaps))
+        return scale.view(*self.gaps.shape, self.dim) * gaps.sqrt().unsqueeze(-1)
 
     def scales_of(self, scale: float) -> Tensor:
         """The vector at which a miss in a mean interval has this sd."""
@@ -64,7 +66,7 @@ class ProcessNoise:
     @cached_property
     def floor(self) -> Tensor:
         """The vector below which there is no process noise."""
-        return self.scales_of(SMALLEST_SCALE)
+        return self.scales_of(SMALLEST_SCALE).minimum(self.sites.mean)
 
     def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """The scales of largest evidence at a fit, and their degrees of freedom.

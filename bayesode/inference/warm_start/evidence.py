@@ -165,6 +165,7 @@ def _settled(
 ) -> LaplaceFit:
     """The fit for scales that change no more."""
     if num_steps:
+        problem = problem.at(problem.data, around.noise)
         found = levenberg_marquardt(
             problem, found.point, max_iterations=num_steps, tolerance=1e-12, damping=1e-6
         )
