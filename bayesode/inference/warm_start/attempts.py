@@ -14,7 +14,12 @@ from torch import Tensor
 
 from bayesode.errors import FitError
 from bayesode.inference.stopwatch import Stopwatch
-from bayesode.inference.warm_start.diffusion import FIRST_SCALE, ROUNDS, SHRINKING, DiffusionProblem
+from bayesode.inference.warm_start.diffusion import (
+    FIRST_SCALES,
+    ROUNDS,
+    SHRINKING,
+    DiffusionProblem,
+)
 from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise, fit_scales
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
@@ -117,12 +122,13 @@ def diffusion_attempts(
     """
     watch, data = watch or Stopwatch(), problem.data
     expected = smoothed.noise_scale.clamp_min(SMALLEST_NOISE)
-    scales = data.measurement.noise_of(expected), problem.process.scales_of(FIRST_SCALE)
-    begin = problem.at(data, torch.cat(scales))
+    seen = data.measurement.noise_of(expected)
     is_little = data.measurement.mask.sum() < LITTLE_DATA
     failure: FitError | None = None
     fits: list[LaplaceFit] = []
-    for _ in range(MAX_ATTEMPTS if is_little else 1):
+    first = itertools.cycle(FIRST_SCALES)
+    for scale in itertools.islice(first, MAX_ATTEMPTS if is_little else len(FIRST_SCALES)):
+        begin = problem.at(data, torch.cat([seen, problem.process.scales_of(scale)]))
         with watch("lm"):
             point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, ::2])
         try:
@@ -138,7 +144,7 @@ def diffusion_attempts(
         return
     best = max(fits, key=lambda fit: fit.log_evidence)
     with watch("laplace"), contextlib.suppress(FitError):
-        yield fit_without_process(begin.at(best.data, best.noise), best.point, is_tuned=is_tuned)
+        yield fit_without_process(problem.at(best.data, best.noise), best.point, is_tuned=is_tuned)
 
 
 def fit_without_process(

@@ -22,13 +22,15 @@ from bayesode.inference.warm_start.scales import log_volume, most_probable_scale
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
-FIRST_SCALE = 0.1  # sd of the miss in a mean interval at which a fit begins, in data sds
+# Sds of the miss in a mean interval at which fits begin, in data sds: from below the drift explains
+# all that it can, from above the noise does, and the evidence decides.
+FIRST_SCALES = (0.1, 0.4)
 # the same below which it is none: smaller scales change nothing and lose the digits of the weights
 SMALLEST_SCALE = 1e-3
 SMALLEST_SHARE = 0.02  # of the intervals, that always counts as degrees of freedom
 CERTAIN = 1e6  # degrees of freedom
 LARGEST_DROP = math.log(3)  # of the logarithm of a process scale in one round
-SHRINKING = (0.03, 0.01, 0.003)  # stages on the way to no process noise, as FIRST_SCALE
+SHRINKING = (0.03, 0.01, 0.003)  # stages on the way to no process noise, as FIRST_SCALES
 ROUNDS = Rounds(most=25, first=30, later=8, tolerance=1e-4, damping=1e-2, last=5, stride=4.0)
 
 
@@ -146,7 +148,7 @@ class DiffusionProblem:
             )
         data = FitData.through(model, train, grid.times, drift, measurement)
         process = process_of(model, data, grid)
-        first = torch.cat([measurement.sites.mean, process.scales_of(FIRST_SCALE)])
+        first = torch.cat([measurement.sites.mean, process.scales_of(FIRST_SCALES[0])])
         return cls(data, first, process)
 
     @cached_property
