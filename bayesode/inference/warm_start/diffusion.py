@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
+from bayesode.inference.warm_start.blocks import BorderedChain
+from bayesode.inference.warm_start.chains import ChainFactor
 from bayesode.inference.warm_start.covariance import ChainCovariance
 from bayesode.inference.warm_start.evidence import Rounds
 from bayesode.inference.warm_start.fit_data import FitData
@@ -188,12 +190,47 @@ class DiffusionProblem:
         return DiffusionProblem(data, noise, self.process)
 
     def cost(self, point: Point) -> float:
+        """Deviance and volume: minus twice the log density of weights, states integrated over."""
+        ends, by_states = self.data.flow_by_states(point.weights, point.states[:, :-1])
+        chain = ChainFactor.of(*self.states.precision(point.states, by_states))
+        deviance = self.states.cost(point, ends)
+        return math.inf if chain is None else deviance + chain.log_determinant
+
+    def deviance(self, point: Point) -> float:
         """Deviance of the data and sum of squared misses, prior included."""
         return self.states.cost(point)
 
-    def linearise(self, point: Point):  # noqa: ANN201 - BorderedChain, as the states' own
-        """Normal equations of a step."""
-        return self.states.linearise(point)
+    def linearise(self, point: Point) -> BorderedChain:
+        """Normal equations of a step.
+
+        The weights are fitted for states that are integrated over: at the joint mode of both the
+        drift would be too weak, all the more on fine grids.
+
+        Source: of continuous paths, Onsager and Machlup (1953), Physical Review 91.
+        """
+        system = self.states.linearise(point)
+        chain = ChainFactor.of(system.diagonal, system.upper)
+        if chain is None:
+            return system
+        slope = self._slope_of_volume(point, chain, system.border)
+        return replace(system, weights=system.weights - slope / 2)
+
+    def _slope_of_volume(self, point: Point, chain: ChainFactor, border: Tensor) -> Tensor:
+        """Derivative of the log determinant of the states' precision by the weights, (weight,).
+
+        It is that of the expected squares of e_{k+1} - F_z e_k for the chain e as it is; the states
+        at which F_z is taken follow the weights.
+        """
+        roots = torch.linalg.cholesky(chain.blocks()[:, :-1])
+        linked, spread = chain.links @ roots, self.states.spread.unsqueeze(-1)
+        with torch.enable_grad():
+            weights = point.weights.detach().requires_grad_()
+            begins = point.states[:, :-1].detach().requires_grad_()
+            _, by_states = self.data.flow_by_states(weights, begins, create_graph=True)
+            squares = ((linked - by_states @ roots) / spread).square().sum()
+            own, moved = torch.autograd.grad(squares, (weights, begins))
+        followed = torch.nn.functional.pad(moved, (0, 0, 0, 1)).unsqueeze(-1)
+        return own - torch.einsum("nksp,nks->p", border, chain.solve(followed).squeeze(-1))
 
     def around(self, point: Point) -> Around:
         """Covariance and better scales at the optimum."""

@@ -46,6 +46,10 @@ class NoisyProblem(LeastSquares, Protocol):
         """Covariance and better noise at the optimum."""
         ...
 
+    def deviance(self, point: Point) -> float:
+        """The cost without the volume of what is integrated out."""
+        ...
+
     def log_volume(self, freedom: Tensor) -> float:
         """The share of the scales in the log evidence, given their degrees of freedom."""
         ...
@@ -177,7 +181,7 @@ def _settled(
         around.covariance,
         around.freedom,
         around.num_used,
-        _log_evidence(problem, found.cost, around),
+        _log_evidence(problem, found.point, around),
         num_rounds,
     )
 
@@ -195,9 +199,9 @@ def _tuned_sd(data: FitData, point: Point, covariance: Any) -> Tensor:
     return sd_new
 
 
-def _log_evidence(problem: NoisyProblem, cost: float, around: Around) -> float:
-    """Log of the integral of exp(-cost / 2) over fit and noise scales, with all constants."""
-    data = problem.data
+def _log_evidence(problem: NoisyProblem, point: Point, around: Around) -> float:
+    """Log of the integral of exp(-deviance / 2) over fit and noise scales, with all constants."""
+    data, cost = problem.data, problem.deviance(point)
     priors = float(-data.field.sd.log().sum() - data.x0_sd.log().sum())
     fit = problem.best - cost / 2 + priors - around.covariance.log_determinant / 2
     return fit + problem.log_volume(around.freedom)

@@ -130,6 +130,33 @@ class FitData:
         )
         return ends[-1].view_as(states)
 
+    def flow_by_states(
+        self, weights: Tensor, states: Tensor, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Ends of all intervals and their derivatives by the states, by plain backpropagation.
+
+        Args:
+            weights: Shape (weight,).
+            states: At the beginnings, shape (series, interval, state).
+            create_graph: Whether the result can be differentiated again.
+
+        Returns:
+            Shapes (series, interval, state) and (series, interval, state, state).
+        """
+        with torch.enable_grad():
+            place = states if create_graph else states.detach().requires_grad_()
+            ends, size = self.flow(weights, place), states.shape[-1]
+            rows = [
+                torch.autograd.grad(  # intervals do not see each other: one pass for all
+                    ends[..., i].sum(),
+                    place,
+                    create_graph=create_graph,
+                    retain_graph=create_graph or i + 1 < size,
+                )[0]
+                for i in range(size)
+            ]
+        return ends if create_graph else ends.detach(), torch.stack(rows, -2)
+
     def flow_jacobians(self, weights: Tensor, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ends of all intervals, and their derivatives by weights and by states, in one call.
 

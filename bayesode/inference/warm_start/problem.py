@@ -64,17 +64,21 @@ class StateProblem:
         """Log likelihood of the path through the data."""
         return self.data.measurement.largest(self.noise, self.data.x0_mean.shape[-1])
 
-    def cost(self, point: Point) -> float:
-        """Deviance of the data and sum of squared misses, prior included."""
+    def cost(self, point: Point, ends: Tensor | None = None) -> float:
+        """Deviance of the data and sum of squared misses, prior included.
+
+        Args:
+            point: Weights and states.
+            ends: Of the intervals, where they are known.
+        """
         data = self.data
+        if ends is None:
+            ends = data.flow(point.weights, point.states[:, :-1])
+        miss = (point.states[:, 1:] - ends) / self.spread
         prior = ((point.weights - data.field.mean) / data.field.sd).square().sum()
         first = ((point.states[:, 0] - data.x0_mean) / data.x0_sd).square().sum()
         seen = 2 * (self.best - data.measurement.log_prob(point.states, self.noise))
-        return float((self.miss(point) / self.spread).square().sum() + prior + first + seen)
-
-    def miss(self, point: Point) -> Tensor:
-        """Ends of the intervals minus where the field leads, shape (series, interval, state)."""
-        return point.states[:, 1:] - self.data.flow(point.weights, point.states[:, :-1])
+        return float(miss.square().sum() + prior + first + seen)
 
     def linearise(self, point: Point) -> BorderedChain:
         """Normal equations of a step."""
@@ -87,10 +91,7 @@ class StateProblem:
         data, rate = self.data, (1 / self.spread).expand_as(ends)
         miss = (point.states[:, 1:] - ends) * rate
         a, b = by_states * rate.unsqueeze(-1), by_weights * rate.unsqueeze(-1)
-        diagonal = torch.diag_embed(data.measurement.information(point.states, self.noise))
-        diagonal[:, :-1] += a.mT @ a
-        diagonal[:, 1:] += torch.diag_embed(rate.square())
-        diagonal[:, 0] += torch.diag_embed(data.x0_sd.pow(-2))
+        diagonal, upper = self.precision(point.states, by_states)
         border = a.new_zeros(*point.states.shape, len(point.weights))
         border[:, :-1] += a.mT @ b
         border[:, 1:] -= b * rate.unsqueeze(-1)
@@ -101,7 +102,17 @@ class StateProblem:
         states[:, 1:] -= rate * miss
         states[:, 0] -= (point.states[:, 0] - data.x0_mean) / data.x0_sd.square()
         weights = flat.mT @ miss.flatten() - (point.weights - data.field.mean) / data.field.sd**2
-        return BorderedChain(diagonal, -a.mT * rate.unsqueeze(-2), border, corner, states, weights)
+        return BorderedChain(diagonal, upper, border, corner, states, weights)
+
+    def precision(self, states: Tensor, by_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Diagonal and upper blocks of the states' precision given the weights."""
+        data, rate = self.data, (1 / self.spread).expand_as(states[:, 1:])
+        a = by_states * rate.unsqueeze(-1)
+        diagonal = torch.diag_embed(data.measurement.information(states, self.noise))
+        diagonal[:, :-1] += a.mT @ a
+        diagonal[:, 1:] += torch.diag_embed(rate.square())
+        diagonal[:, 0] += torch.diag_embed(data.x0_sd.pow(-2))
+        return diagonal, -a.mT * rate.unsqueeze(-2)
 
 
 def spans(gaps: Tensor) -> Tensor:
@@ -158,6 +169,10 @@ class PathProblem:
         better, freedom, _ = measurement.better_noise(path, noise, seen)
         num_used = float((variance * measurement.information(path, noise)).sum())
         return Around(covariance, better, freedom, num_used)
+
+    def deviance(self, point: Point) -> float:
+        """The cost: nothing is integrated out."""
+        return self.cost(point)
 
     def path(self, point: Point) -> Tensor:
         """The path of a point; that of the last one is remembered, a solve is what costs."""
