@@ -16,6 +16,7 @@ from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.inference.warm_start.problem import StateProblem
 from bayesode.inference.warm_start.quadratic import Quadratic
+from bayesode.models.contracts import VectorField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -39,6 +40,7 @@ class Course:
         is_inside: Which intervals lie within the data of their series, (series, interval).
         is_frozen: Which knots lie after one at which the drift has left the solver's bound, where
             states and derivatives mean nothing, (series, knot).
+        data: The drift and the intervals.
     """
 
     grid: QuestionGrid
@@ -52,6 +54,7 @@ class Course:
     chain: ChainFactor
     is_inside: Tensor
     is_frozen: Tensor
+    data: FitData
 
     @classmethod
     def of(
@@ -98,7 +101,7 @@ class Course:
         gain, chain = _law(problem, point, (ends, by_weights, by_states), inside[..., None, None])
         miss, frozen = states[:, 1:] - ends, _is_frozen(data, point, inside)
         flow = by_weights, by_states
-        return cls(grid, place, states, miss, spread, *flow, gain, chain, inside, frozen)
+        return cls(grid, place, states, miss, spread, *flow, gain, chain, inside, frozen, data)
 
     def variance(self, covariance: Tensor) -> Tensor:
         """Variances of the states for a covariance of the weights, (series, knot, state)."""
@@ -132,6 +135,30 @@ class Course:
         ):
             states.append(torch.baddbmm(own, flow, states[-1]))
         return torch.stack(states, 1).movedim(-1, 0)
+
+    def run_on(self, states: Tensor, driven: Tensor, drift: VectorField) -> tuple[Tensor, Tensor]:
+        """Paths that go on after the data by drifts of their own.
+
+        Args:
+            states: Of draws, (draws, series, knot, state); those inside the data are kept.
+            driven: What process noise adds over each interval, (draws, series, interval, state).
+            drift: Of the draws.
+
+        Returns:
+            The paths, and which of their knots come after the solver's bound was left, (draws,
+            series, knot, 1).
+        """
+        first = int(self.is_inside.sum(-1).min())
+        path, lost = list(states.unbind(2)), [torch.zeros_like(states[:, :, 0, :1]) > 0]
+        lost = lost * (first + 1)
+        for k in range(first, driven.shape[2]):
+            steps = self.data.begins[:, k], self.data.lengths[:, k]
+            walked, is_alive = self.data.solver.walk(drift, path[k], *steps)
+            moved = torch.where(lost[-1] | ~is_alive, path[k], walked[-1] + driven[:, :, k])
+            is_after = ~self.is_inside[:, k, None]
+            path[k + 1] = torch.where(is_after, moved, path[k + 1])
+            lost.append(lost[-1] | (is_after & ~is_alive))
+        return torch.stack(path, 2), torch.stack(lost, 2)
 
 
 def smooth_states(problem: StateProblem, weights: Tensor, states: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.problem import StateProblem
 from bayesode.inference.warm_start.quadratic import Quadratic, held
-from bayesode.models.contracts import Solver
+from bayesode.models.contracts import Solver, VectorField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 from bayesode.units import Float64Module
 
+QUARTILES, QUARTILE_RANGE = torch.tensor([0.25, 0.5, 0.75]), 1.349  # the range of a normal sd 1
 BUFFERS = ("states", "slope", "curvature")  # of the knots, (series, knot, state)
 
 
@@ -163,6 +164,17 @@ class LaplaceSDEGuide(Float64Module):
         return guide
 
 
+def _spread_of(states: Tensor, is_lost: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and variance of draws by their quartiles, (series, time, state); the lost ones aside.
+
+    A few draws that run away say nothing of where the others are.
+    """
+    kept = torch.where(is_lost, torch.nan, states)
+    low, middle, high = kept.nanquantile(QUARTILES.to(kept), dim=0)
+    sd = (high - low) / QUARTILE_RANGE
+    return middle.nan_to_num(0.0), sd.square().nan_to_num(torch.inf)
+
+
 def _level(problem: DiffusionProblem) -> Tensor:
     """States that stand at the nearest value before them, the first value before that."""
     data = problem.data
@@ -231,7 +243,11 @@ class LinearisedSDEPredictive:
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Linearised paths of draws, within the climate, as in `LinearisedPredictive`.
+        """Paths of draws, within the climate, as in `LinearisedPredictive`.
+
+        Inside the data they are linearised around the fitted states. After the data each draw goes
+        on from its own last state, by a drift that is linearised in the weights alone: noise turns
+        cycles out of phase, which no path that is linear in its states can follow.
 
         Args:
             values: From `sample`.
@@ -244,15 +260,18 @@ class LinearisedSDEPredictive:
         course = self.course(question)
         if solver is not None:
             return solve_draws(self.model, values, question, self._on(course, solver))
-        change = course.change_of(
-            values["x0"] - course.states[:, 0],
-            values["path.noise"],
-            self._deviation(values),
-            self._spread(values, course),
-        )
-        path, variance, is_frozen = self._asked(course)
-        index = course.asked.unsqueeze(-1).expand(len(change), -1, -1, path.shape[-1])
-        paths = capped(path, change.gather(2, index), variance, is_frozen)
+        spread, weights = self._spread(values, course), self._deviation(values)
+        x0, noise = values["x0"] - course.states[:, 0], values["path.noise"]
+        states = course.states + course.change_of(x0, noise, weights, spread)
+        states, lost = course.run_on(states, spread * noise, self._drift(weights))
+        center, variance, is_frozen = self._asked(course)
+        asked = course.asked.unsqueeze(-1).expand(len(states), -1, -1, -1)
+        states = states.gather(2, asked.expand(-1, -1, -1, center.shape[-1]))
+        is_lost, is_after = lost.gather(2, asked), self._is_after(course)
+        middle, robust = _spread_of(states, is_lost)
+        center = torch.where(is_after, middle, center)
+        variance = torch.where(is_after, robust, variance)
+        paths = capped(center, states - center, variance, is_lost | (is_frozen & ~is_after))
         return paths, torch.zeros_like(paths[:, :, 0, 0], dtype=torch.bool)
 
     def rates(self, values: dict[str, Tensor], t: Tensor, points: Tensor) -> Tensor:
@@ -304,6 +323,24 @@ class LinearisedSDEPredictive:
         drawn = {site: values[f"field.drift.{site}"].squeeze(1) for site in drift.sites}
         vectors = drift.pack(drawn)  # of a drift without random numbers a single empty one
         return vectors.expand(len(next(iter(values.values()))), -1) - self.guide.weights
+
+    def _drift(self, weights: Tensor) -> VectorField:
+        """The drifts of deviations of the weights (draws, weight), linear in these."""
+        drift, center = self.guide.field(self.model), self.guide.weights.repeat(len(weights), 1)
+
+        def rate(t: Tensor, x: Tensor) -> Tensor:
+            def at(vectors: Tensor) -> Tensor:
+                values = {s: v.unsqueeze(1) for s, v in drift.unpack(vectors).items()}
+                return drift.field.build(values)(t, x)  # type: ignore[operator]
+
+            found: Any = torch.func.jvp(at, (center,), (weights,))
+            return found[0] + found[1]
+
+        return VectorField(rate)
+
+    def _is_after(self, course: Course) -> Tensor:
+        """Which asked times lie after the data, shape (series, asked, 1)."""
+        return (course.asked > course.is_inside.sum(-1, keepdim=True)).unsqueeze(-1)
 
     def _spread(self, values: dict[str, Tensor], course: Course) -> Tensor:
         """Sd of drawn process noise over each interval, (draws, series, interval, state)."""
