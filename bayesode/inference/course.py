@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
 from bayesode.inference.warm_start.problem import StateProblem
 from bayesode.inference.warm_start.quadratic import Quadratic
-from bayesode.models.contracts import VectorField
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -136,29 +136,50 @@ class Course:
             states.append(torch.baddbmm(own, flow, states[-1]))
         return torch.stack(states, 1).movedim(-1, 0)
 
-    def run_on(self, states: Tensor, driven: Tensor, drift: VectorField) -> tuple[Tensor, Tensor]:
-        """Paths that go on after the data by drifts of their own.
+    def run_on(
+        self, change: Tensor, driven: Tensor, center: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Paths of draws: linear inside the data, after them nonlinear in states and noise.
+
+        After the data each draw goes on from its own last state at the fitted weights; what its own
+        weights change is linearised along that path.
 
         Args:
-            states: Of draws, (draws, series, knot, state); those inside the data are kept.
+            change: Linear deviations of the states, (draws, series, knot, state).
             driven: What process noise adds over each interval, (draws, series, interval, state).
-            drift: Of the draws.
+            center: The fitted weights, shape (weight,).
+            weights: Deviations of the weights, shape (draws, weight).
 
         Returns:
             The paths, and which of their knots come after the solver's bound was left, (draws,
             series, knot, 1).
         """
-        first = int(self.is_inside.sum(-1).min())
-        path, lost = list(states.unbind(2)), [torch.zeros_like(states[:, :, 0, :1]) > 0]
-        lost = lost * (first + 1)
-        for k in range(first, driven.shape[2]):
-            steps = self.data.begins[:, k], self.data.lengths[:, k]
-            walked, is_alive = self.data.solver.walk(drift, path[k], *steps)
-            moved = torch.where(lost[-1] | ~is_alive, path[k], walked[-1] + driven[:, :, k])
-            is_after = ~self.is_inside[:, k, None]
-            path[k + 1] = torch.where(is_after, moved, path[k + 1])
-            lost.append(lost[-1] | (is_after & ~is_alive))
-        return torch.stack(path, 2), torch.stack(lost, 2)
+        linear = torch.einsum("nksp,dp->dnks", self.gain, weights)
+        path, tangents = (list(x.unbind(2)) for x in (self.states + change - linear, linear))
+        lost = [torch.zeros_like(path[0][..., :1], dtype=torch.bool)] * len(path)
+        fitted = center.repeat(len(weights), 1)
+        for k in range(int(self.is_inside.sum(-1).min()), driven.shape[2]):
+            end, slope, is_alive = self._flow_along(k, (fitted, path[k]), (weights, tangents[k]))
+            lost[k + 1] = lost[k] | (~self.is_inside[:, k, None] & ~is_alive)
+            is_moved = ~self.is_inside[:, k, None] & ~lost[k + 1]
+            path[k + 1] = torch.where(is_moved, end + driven[:, :, k], path[k + 1])
+            tangents[k + 1] = torch.where(is_moved, slope, tangents[k + 1])
+        return torch.stack(path, 2) + torch.stack(tangents, 2), torch.stack(lost, 2)
+
+    def _flow_along(
+        self, k: int, place: tuple[Tensor, Tensor], direction: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ends of interval k from weights and states, their derivative, and who is inside."""
+        drift, steps = self.data.field, (self.data.begins[:, k], self.data.lengths[:, k])
+
+        def walk(weights: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+            values = {s: v.unsqueeze(1) for s, v in drift.unpack(weights).items()}
+            field = drift.field.build(values)  # type: ignore[operator]
+            walked, is_alive = self.data.solver.walk(field, states, *steps)
+            return walked[-1], is_alive
+
+        found: Any = torch.func.jvp(walk, place, direction, has_aux=True)
+        return found
 
 
 def smooth_states(problem: StateProblem, weights: Tensor, states: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from bayesode.inference.warm_start.flat import FlatField
 from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.problem import StateProblem
 from bayesode.inference.warm_start.quadratic import Quadratic, held
-from bayesode.models.contracts import Solver, VectorField
+from bayesode.models.contracts import Solver
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 from bayesode.units import Float64Module
@@ -246,7 +246,7 @@ class LinearisedSDEPredictive:
         """Paths of draws, within the climate, as in `LinearisedPredictive`.
 
         Inside the data they are linearised around the fitted states. After the data each draw goes
-        on from its own last state, by a drift that is linearised in the weights alone: noise turns
+        on from its own last state with its own noise, linearised in the weights alone: noise turns
         cycles out of phase, which no path that is linear in its states can follow.
 
         Args:
@@ -262,8 +262,8 @@ class LinearisedSDEPredictive:
             return solve_draws(self.model, values, question, self._on(course, solver))
         spread, weights = self._spread(values, course), self._deviation(values)
         x0, noise = values["x0"] - course.states[:, 0], values["path.noise"]
-        states = course.states + course.change_of(x0, noise, weights, spread)
-        states, lost = course.run_on(states, spread * noise, self._drift(weights))
+        change = course.change_of(x0, noise, weights, spread)
+        states, lost = course.run_on(change, spread * noise, self.guide.weights, weights)
         center, variance, is_frozen = self._asked(course)
         asked = course.asked.unsqueeze(-1).expand(len(states), -1, -1, -1)
         states = states.gather(2, asked.expand(-1, -1, -1, center.shape[-1]))
@@ -323,20 +323,6 @@ class LinearisedSDEPredictive:
         drawn = {site: values[f"field.drift.{site}"].squeeze(1) for site in drift.sites}
         vectors = drift.pack(drawn)  # of a drift without random numbers a single empty one
         return vectors.expand(len(next(iter(values.values()))), -1) - self.guide.weights
-
-    def _drift(self, weights: Tensor) -> VectorField:
-        """The drifts of deviations of the weights (draws, weight), linear in these."""
-        drift, center = self.guide.field(self.model), self.guide.weights.repeat(len(weights), 1)
-
-        def rate(t: Tensor, x: Tensor) -> Tensor:
-            def at(vectors: Tensor) -> Tensor:
-                values = {s: v.unsqueeze(1) for s, v in drift.unpack(vectors).items()}
-                return drift.field.build(values)(t, x)  # type: ignore[operator]
-
-            found: Any = torch.func.jvp(at, (center,), (weights,))
-            return found[0] + found[1]
-
-        return VectorField(rate)
 
     def _is_after(self, course: Course) -> Tensor:
         """Which asked times lie after the data, shape (series, asked, 1)."""
