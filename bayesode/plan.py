@@ -235,10 +235,16 @@ def _by_count(num_observed: int, dim: int, smallest: int) -> int:
     return int(min(32, max(smallest, round(weights_for_data))))
 
 
-def _step(units: Units, train: Trajectories) -> tuple[float, str]:
+def longest_gap(units: Units, train: Trajectories) -> float:
+    """Dimensionless distance of neighbouring times, its 99 % quantile."""
     start, times = units.dimensionless_times(train)
     gaps = torch.diff(times, dim=-1, prepend=start.unsqueeze(-1))
-    gap = gaps[gaps > 0].quantile(0.99).item()
+    return gaps[gaps > 0].quantile(0.99).item()
+
+
+def _step(units: Units, train: Trajectories) -> tuple[float, str]:
+    start, times = units.dimensionless_times(train)
+    gap = longest_gap(units, train)
     span = (times[:, -1] - start).max().item()
     # so few times that the time unit itself is a guess: the speed between them was not seen
     wanted = max(gap / LARGEST_STEP, MIN_STEPS * gap / span)

@@ -33,6 +33,7 @@ from bayesode.plan import (
     check_likelihood,
     choose_engine,
     count_weights,
+    longest_gap,
 )
 from bayesode.plan import plan as make_plan
 from bayesode.trajectories import Trajectories
@@ -96,14 +97,18 @@ def neural_sde(
     hidden: Sequence[int] | None = None,
     engine: str = "auto",
     plan: FitPlan | None = None,
+    noise_step: float | None = None,
     verbose: bool = True,
 ) -> tuple[DynamicalModel, SDEGuide]:
     """A Bayesian neural SDE in data space: `neural_ode` with additive process noise.
 
     dx = f(x) dt + g dW with a latent scale g per component; under "lognormal" and "poisson" the
-    state is a logarithm, so the noise multiplies. Noise enters at the times of the data. Where the
-    data are those of an ODE, the evidence shrinks g to nothing and forecasts are those of
-    `neural_ode`.
+    state is a logarithm, so the noise multiplies. Where the data are those of an ODE, the evidence
+    shrinks g to nothing and forecasts are those of `neural_ode`.
+
+    Noise enters at the times of the data; of a single component, whose drift can only pull back
+    what the noise has moved, in the middles between them too. A drift that undoes much of the noise
+    within a step makes g too small: take a shorter noise_step then.
 
     Args:
         train: Training data, values (series, time, component).
@@ -111,6 +116,8 @@ def neural_sde(
         hidden: Widths of the hidden layers of the drift, in place of the plan's.
         engine: As in `neural_ode`; Laplace is the one whose bands hold.
         plan: As in `neural_ode`.
+        noise_step: Largest distance between two kicks of the noise, in the data's unit of time, in
+            place of the rule above. Twice as many cost twice the time.
         verbose: Print the plan.
 
     Returns:
@@ -118,7 +125,7 @@ def neural_sde(
 
     Raises:
         ShapeError: As `neural_ode`.
-        DataError: As `neural_ode`.
+        DataError: As `neural_ode`, or for a noise_step that is not positive.
 
     Example:
         >>> import bayesode as bo
@@ -131,7 +138,12 @@ def neural_sde(
     chosen = _decided(train, likelihood, hidden, engine, plan, verbose)
     dim = len(train.names)
     field = SDEField(_network(chosen, dim), AdditiveNoise(dim))
-    model = _model("neural_sde", train, chosen, field, SDESolver(dim, chosen.step))
+    unit = chosen.units["time_unit"]
+    if noise_step is None and dim == 1:
+        noise_step = longest_gap(Units(**chosen.units), train) * unit / 2
+    own = None if noise_step is None else noise_step / unit
+    solver = SDESolver(dim, chosen.step, noise_step=own)
+    model = _model("neural_sde", train, chosen, field, solver, noise_step=noise_step)
     return model, SDEGuide(model, train)
 
 
@@ -163,9 +175,14 @@ def _network(plan: FitPlan, dim: int) -> BayesianMLP:
 
 
 def _model(
-    system: str, train: Trajectories, plan: FitPlan, field: nn.Module, solver: Any
+    system: str,
+    train: Trajectories,
+    plan: FitPlan,
+    field: nn.Module,
+    solver: Any,
+    **arguments: Any,
 ) -> DynamicalModel:
-    """What all systems in data space share."""
+    """What all systems in data space share; further arguments of the system are kept for saving."""
     dim = len(train.names)
     model = DynamicalModel(
         initial=NormalInitial(dim),
@@ -174,7 +191,7 @@ def _model(
         solver=solver,
         units=Units(**plan.units),
     ).to(train.values.dtype)  # type: ignore[union-attr]
-    model.recipe = {"system": system, "arguments": {"plan": plan.config}}
+    model.recipe = {"system": system, "arguments": {"plan": plan.config} | arguments}
     return model
 
 
@@ -256,8 +273,9 @@ def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str, engine: str
 
 def rebuild(recipe: dict[str, Any], train: Trajectories) -> tuple[DynamicalModel, Any]:
     """The system that `recipe` (of a saved run) describes, untrained."""
-    plan = FitPlan.from_config(recipe["arguments"]["plan"])
-    return SYSTEMS[recipe["system"]](train, plan=plan, verbose=False)
+    arguments = dict(recipe["arguments"])
+    plan = FitPlan.from_config(arguments.pop("plan"))
+    return SYSTEMS[recipe["system"]](train, plan=plan, verbose=False, **arguments)
 
 
 SYSTEMS = {"neural_ode": neural_ode, "neural_sde": neural_sde}

@@ -228,7 +228,9 @@ class DiffusionProblem:
             begins = point.states[:, :-1].detach().requires_grad_()
             _, by_states = self.data.flow_by_states(weights, begins, create_graph=True)
             squares = ((linked - by_states @ roots) / spread).square().sum()
-            own, moved = torch.autograd.grad(squares, (weights, begins))
+            if not squares.requires_grad:  # a linear drift without random numbers
+                return torch.zeros_like(point.weights)
+            own, moved = torch.autograd.grad(squares, (weights, begins), materialize_grads=True)
         followed = torch.nn.functional.pad(moved, (0, 0, 0, 1)).unsqueeze(-1)
         return own - torch.einsum("nksp,nks->p", border, chain.solve(followed).squeeze(-1))
 
