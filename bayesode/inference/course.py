@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bayesode.inference.warm_start.chains import ChainFactor
 from bayesode.inference.warm_start.covariance import factor_chain, variance_along
@@ -158,6 +160,7 @@ class Course:
         path, tangents = (list(x.unbind(2)) for x in (self.states + change - linear, linear))
         lost = [torch.zeros_like(path[0][..., :1], dtype=torch.bool)] * len(path)
         fitted = center.repeat(len(weights), 1)
+        _load_forward_mode()
         for k in range(int(self.is_inside.sum(-1).min()), driven.shape[2]):
             end, slope, is_alive = self._flow_along(k, (fitted, path[k]), (weights, tangents[k]))
             lost[k + 1] = lost[k] | (~self.is_inside[:, k, None] & ~is_alive)
@@ -171,15 +174,20 @@ class Course:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ends of interval k from weights and states, their derivative, and who is inside."""
         drift, steps = self.data.field, (self.data.begins[:, k], self.data.lengths[:, k])
-
-        def walk(weights: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        with forward_ad.dual_level():
+            weights, states = map(forward_ad.make_dual, place, direction)
             values = {s: v.unsqueeze(1) for s, v in drift.unpack(weights).items()}
             field = drift.field.build(values)  # type: ignore[operator]
             walked, is_alive = self.data.solver.walk(field, states, *steps)
-            return walked[-1], is_alive
+            end: Any = forward_ad.unpack_dual(walked[-1])
+            return end.primal, end.tangent, forward_ad.unpack_dual(is_alive).primal
 
-        found: Any = torch.func.jvp(walk, place, direction, has_aux=True)
-        return found
+
+def _load_forward_mode() -> None:
+    """Let torch load its forward mode, which warns of a deprecated part of its own, once."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def smooth_states(problem: StateProblem, weights: Tensor, states: Tensor) -> Tensor:
