@@ -299,27 +299,27 @@ def prior_moments(part):
     return law.icdf(torch.full_like(law.loc, 0.5)).tolist(), law.scale.tolist()
 
 
-def test_the_prior_of_gaussian_noise_is_a_tenth_of_the_datas_sd():
-    assert prior_moments(GaussianLikelihood(2))[0] == pytest.approx([0.1, 0.1])
+def test_the_prior_of_gaussian_noise_is_three_tenths_of_the_datas_sd():
+    assert prior_moments(GaussianLikelihood(2))[0] == pytest.approx([0.3, 0.3])
     part = likelihood_in("gaussian", "identity")
-    assert prior_moments(part) == (pytest.approx([0.15, 0.07]), [2.0, 2.0])
+    assert prior_moments(part) == (pytest.approx([0.45, 0.21]), [1.0, 1.0])
     part = likelihood_in("gaussian", "hidden")
-    assert prior_moments(part)[0] == pytest.approx([0.15, 0.07])
+    assert prior_moments(part)[0] == pytest.approx([0.45, 0.21])
     part = likelihood_in("gaussian", "one for all")
-    assert prior_moments(part)[0] == pytest.approx([0.15, 0.15])
+    assert prior_moments(part)[0] == pytest.approx([0.45, 0.45])
     part = likelihood_in("gaussian", "identity", shared=True)
-    assert prior_moments(part)[0] == pytest.approx([0.1 * math.sqrt(1.5 * 0.7)])
+    assert prior_moments(part)[0] == pytest.approx([0.3 * math.sqrt(1.5 * 0.7)])
 
 
 def test_under_logarithms_the_datas_sd_is_that_of_a_lognormal():
     part = likelihood_in("gaussian", "log")
     law = torch.distributions.LogNormal(torch.tensor([0.3, 4.0]), torch.tensor([0.8, 0.3]))
-    assert prior_moments(part)[0] == pytest.approx((0.1 * law.stddev).tolist())
+    assert prior_moments(part)[0] == pytest.approx((0.3 * law.stddev).tolist())
 
 
 def test_the_prior_of_lognormal_noise_has_no_unit():
-    assert prior_moments(likelihood_in("lognormal", "identity"))[0] == pytest.approx([0.1, 0.1])
-    assert prior_moments(likelihood_in("lognormal", "log"))[0] == pytest.approx([0.08, 0.03])
+    assert prior_moments(likelihood_in("lognormal", "identity"))[0] == pytest.approx([0.3, 0.3])
+    assert prior_moments(likelihood_in("lognormal", "log"))[0] == pytest.approx([0.24, 0.09])
 
 
 @each_likelihood
@@ -332,12 +332,12 @@ def test_a_given_prior_stays_whatever_the_units(kind, units):
 @each_likelihood
 @each_units
 def test_starting_values_turn_a_dimensionless_noise_into_the_prior_median(kind, units):
-    # a tenth of the data's sd is .1 in dimensionless units, but for a logarithm of linear units
+    # three tenths of the data's sd are .3 in dimensionless units, but for a logarithm of linear units
     part = likelihood_in(kind, units)
-    start = part.starting_values(torch.tensor([0.1, 0.1]))["noise_scale"]
+    start = part.starting_values(torch.tensor([0.3, 0.3]))["noise_scale"]
     assert start.tolist() == pytest.approx(prior_moments(part)[0])
     shared = likelihood_in(kind, units, shared=True)
-    one = shared.starting_values(torch.tensor([0.1, 0.1]))["noise_scale"]
+    one = shared.starting_values(torch.tensor([0.3, 0.3]))["noise_scale"]
     assert one.shape == (1,)
     assert one.item() == pytest.approx(sum(start.tolist()) / 2)
 

@@ -443,8 +443,8 @@ def test_the_default_noise_prior_follows_the_units_and_a_given_one_does_not():
     for part in (default, given):
         part.with_units(units)
         assert part.labels == {"scale": ["prey", "predator"]}
-    # 1/20 of the scale per square root of the dimensionless unit, 5 square roots of the users' one
-    torch.testing.assert_close(default.log_median.exp(), 0.05 * units.scale / 5)
+    # .3 of the scale per square root of the dimensionless unit, 5 square roots of the users' one
+    torch.testing.assert_close(default.log_median.exp(), 0.3 * units.scale / 5)
     torch.testing.assert_close(given.log_median.exp(), torch.full((2,), 0.7))
 
 
