@@ -332,7 +332,7 @@ def test_a_given_prior_stays_whatever_the_units(kind, units):
 @each_likelihood
 @each_units
 def test_starting_values_turn_a_dimensionless_noise_into_the_prior_median(kind, units):
-    # three tenths of the data's sd are .3 in dimensionless units, but for a logarithm of linear units
+    # .3 of the data's sd is .3 in dimensionless units, but for a logarithm of linear units
     part = likelihood_in(kind, units)
     start = part.starting_values(torch.tensor([0.3, 0.3]))["noise_scale"]
     assert start.tolist() == pytest.approx(prior_moments(part)[0])
