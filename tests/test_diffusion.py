@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import bayesode as bo
+from bayesode.inference.linearised import CLIMATE
 from bayesode.inference.warm_start.covariance import factor_chain
 from bayesode.inference.warm_start.diffusion import DiffusionProblem
 from bayesode.inference.warm_start.evidence import _lengthened
@@ -161,7 +162,10 @@ def test_forecasts_are_the_paths_of_the_solver_on_the_same_increments():
         found, _ = predictive.paths(values, question)
         solved, _ = predictive.paths(values, question, posterior.model.solver)
     assert found.shape == solved.shape == (200, 2, 3, 1)
-    error = (found - solved).abs()
-    # what is left of linear steps inside the data is forgotten in the well, in nearly every draw
+    share = 1 / (1 + solved.var(0) / CLIMATE**2)  # which the climate leaves of a variance
+    center = solved.median(0).values
+    expected = center * share + (solved - center) * share.sqrt()
+    error = (found - expected).abs()
+    # what is left of linear steps inside the data is forgotten in the well
     assert error[:, :, 0].amax() < 0.05
-    assert error[:, :, 2].median() < 1e-6
+    assert error[:, :, 2].amax() < 0.005
