@@ -210,7 +210,7 @@ class Posterior:
 
         Raises:
             DataError: If nothing is observed, components are others than in the fit, values lie
-                outside the model's bound, or its paths are random.
+                outside the model's bound, or its paths are random and it was fitted by SVI.
 
         Example:
             >>> import bayesode as bo
