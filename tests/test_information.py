@@ -188,7 +188,7 @@ def test_noise_of_student_t_maximises_its_own_evidence():
     measurement = Measurement.of(model, train)
     path = torch.cat([train.values[:, :1], train.values + 0.1 * torch.randn(train.values.shape)], 1)
     variance = torch.full_like(train.values, 0.01)
-    noise, freedom, used = measurement.better_noise(path, torch.zeros(2).double(), variance)
+    noise, freedom, used, _ = measurement.better_noise(path, torch.zeros(2).double(), variance)
 
     def log_posterior(scale):
         law = dist.StudentT(4.0, path[:, 1:], scale.exp())

@@ -137,7 +137,7 @@ def test_noise_is_the_residual_over_what_the_fit_left_under_a_wide_prior(model, 
     _, covariance, design, _ = exact(train, found.noise.exp())
     variance = torch.where(train.mask, ((design @ covariance) * design).sum(-1), 0.0)
     used = variance.sum((0, 1)) / found.noise.exp() ** 2
-    fresh, freedom, _ = found.data.measurement.better_noise(path, found.noise, variance)
+    fresh, freedom, *_ = found.data.measurement.better_noise(path, found.noise, variance)
     assert torch.allclose(fresh.exp() ** 2, squares / (count - used), rtol=1e-6)
     assert torch.allclose(freedom, count - used, rtol=1e-6)
     assert torch.allclose(fresh, found.noise, atol=0.02)

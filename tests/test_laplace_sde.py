@@ -256,3 +256,31 @@ def test_a_wrong_transition_or_noise_would_be_seen():
         _, variance = moments(posterior, train)
         right = torch.stack([smoother.at(train.grid[0].tolist())[1] for smoother in exact])
         assert not torch.allclose(variance, right, rtol=0, atol=1e-6)
+
+
+def test_the_volume_of_open_scales_is_that_of_the_exact_evidence():
+    """Little data: the fit follows the scales, and they hang together."""
+    train, model = random_data(), known_model()
+    assert train.num_observed < 100
+    for part in (model.field.diffusion, model.likelihood):
+        part.log_scale.fill_(0.8)
+    posterior = fit(model, train)
+    guide = posterior.guide
+
+    def exact(scales):
+        noise, process = scales.exp().split(2)
+        found = [kalman(train, row, process=process, noise=noise) for row in range(3)]
+        prior = dist.Normal(torch.cat([NOISE, PROCESS]).log(), 0.8).log_prob(scales)
+        return sum(smoother.log_evidence for smoother in found) + prior.sum().item()
+
+    steps, center = 0.05 * torch.eye(4, dtype=DOUBLE), guide.noise
+    curvature = torch.zeros(4, 4, dtype=DOUBLE)
+    for i, j in itertools.product(range(4), repeat=2):
+        corners = [
+            exact(center + a * steps[i] + b * steps[j]) * a * b for a in (1, -1) for b in (1, -1)
+        ]
+        curvature[i, j] = -sum(corners) / (4 * 0.05**2)
+    sds = torch.linalg.inv(curvature).diagonal().sqrt()
+    torch.testing.assert_close((2 * guide.freedom).rsqrt(), sds, rtol=0.05, atol=0)
+    volume = 2 * torch.log(torch.tensor(2 * torch.pi)) - curvature.logdet() / 2
+    assert posterior.log_evidence == pytest.approx(exact(center) + volume.item(), abs=0.05)

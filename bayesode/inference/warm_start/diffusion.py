@@ -20,7 +20,7 @@ from bayesode.inference.warm_start.grids import QuestionGrid
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 from bayesode.inference.warm_start.measurement import Measurement
 from bayesode.inference.warm_start.problem import Around, StateProblem, mean_span
-from bayesode.inference.warm_start.scales import log_volume, most_probable_scales
+from bayesode.inference.warm_start.scales import Scales, log_volume, most_probable_scales
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -72,8 +72,8 @@ class ProcessNoise:
         """The vector below which there is no process noise."""
         return self.scales_of(SMALLEST_SCALE).minimum(self.sites.mean)
 
-    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales of largest evidence at a fit, and their degrees of freedom.
+    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> Scales:
+        """The scales of largest evidence at a fit.
 
         Args:
             miss: Of the fit, shape (series, interval, state).
@@ -86,7 +86,7 @@ class ProcessNoise:
             law = torch.distributions.Normal(0.0, self.spread(place))
             return torch.where(is_real, law.log_prob(miss), 0.0).sum()
 
-        best, freedom, _ = most_probable_scales(
+        found = most_probable_scales(
             log_prob,
             lambda place: (self.spread(place).pow(-2), is_real),
             variance,
@@ -94,7 +94,7 @@ class ProcessNoise:
             scales,
             smallest_share=SMALLEST_SHARE,
         )
-        return best.maximum(scales - LARGEST_DROP).maximum(self.floor), freedom
+        return found._replace(best=found.best.maximum(scales - LARGEST_DROP).maximum(self.floor))
 
     def log_volume(self, scales: Tensor, freedom: Tensor) -> float:
         """The share of the scales in the log evidence."""
@@ -108,9 +108,10 @@ class NoProcess(ProcessNoise):
     by hand; without it paths that are those of an ODE would be forecast with noise.
     """
 
-    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> Scales:
         """The scales as they are, known to the last digit."""
-        return scales, torch.full_like(scales, CERTAIN)
+        certain, none = torch.full_like(scales, CERTAIN), torch.zeros_like(scales)
+        return Scales(scales, certain, none, scales[:0])
 
     def log_volume(self, scales: Tensor, freedom: Tensor) -> float:
         """There is nothing to integrate over."""
@@ -243,16 +244,15 @@ class DiffusionProblem:
         covariance = ChainCovariance.of(system)
         variance = covariance.of_states()
         observed = measurement.at_data(variance)[..., : measurement.response.shape[-1]]
-        better, freedom, _ = measurement.better_noise(point.states, seen, observed)
+        better = measurement.better_noise(point.states, seen, observed)
         of_misses = covariance.of_misses(by_weights, by_states)
-        process, process_freedom = self.process.better(point.states[:, 1:] - ends, moved, of_misses)
+        process = self.process.better(point.states[:, 1:] - ends, moved, of_misses)
         num_used = float((variance * measurement.information(point.states, seen)).sum())
-        return Around(
-            covariance,
-            torch.cat([better, process]),
-            torch.cat([freedom, process_freedom]),
-            num_used,
+        best, freedom, slope = (
+            torch.cat([getattr(better, name), getattr(process, name)])
+            for name in ("best", "freedom", "slope")
         )
+        return Around(covariance, best, freedom, slope, num_used)
 
     def _split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         first = len(self.data.measurement.sites.mean)

@@ -68,6 +68,9 @@ class Rounds:
         last: Largest number of steps, to rounding, once the scales are settled.
         stride: Largest factor by which a step of the scales is lengthened where steps keep their
             direction: towards a scale of nothing they are short and many.
+        probe: Step of the logarithms of scales in the differences by which their joint curvature is
+            found, the fit following; 0 takes the curvature at a fixed fit, which is a little sharp.
+            It matters for the volume of scales that little data leave open.
     """
 
     most: int = MAX_ROUNDS
@@ -77,6 +80,7 @@ class Rounds:
     damping: float = 1e-3
     last: int = 0
     stride: float = 1.0
+    probe: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +110,14 @@ class LaplaceFit:
     num_rounds: int
 
 
-def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = False) -> LaplaceFit:
+def fit_noise(
+    data: FitData,
+    point: Point,
+    noise: Tensor,
+    *,
+    is_tuned: bool = False,
+    rounds: Rounds | None = None,
+) -> LaplaceFit:
     """Fit of a path, noise scales and prior scales that agree with each other.
 
     Args:
@@ -114,8 +125,9 @@ def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = Fa
         point: Weights and x0 near the optimum.
         noise: First guess, unconstrained, see `Measurement`.
         is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
+        rounds: As in `fit_scales`.
     """
-    return fit_scales(PathProblem(data, noise), point, is_tuned=is_tuned)
+    return fit_scales(PathProblem(data, noise), point, is_tuned=is_tuned, rounds=rounds)
 
 
 def fit_scales(
@@ -151,7 +163,7 @@ def fit_scales(
         changes = [step.abs()]
         changes.append(PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs())
         if torch.cat(changes).max() < TOLERANCE or num_rounds == rounds.most:
-            return _settled(problem, found, around, rounds.last, num_rounds)
+            return _settled(problem, found, around, rounds, num_rounds)
         noise = problem.noise + _lengthened(step, before, rounds.stride)
         before = step
         problem = problem.at(replace(data, field=replace(data.field, sd=sd)), noise)
@@ -165,25 +177,50 @@ def _lengthened(step: Tensor, before: Tensor, most: float) -> Tensor:
 
 
 def _settled(
-    problem: NoisyProblem, found: Minimum, around: Around, num_steps: int, num_rounds: int
+    problem: NoisyProblem, found: Minimum, around: Around, rounds: Rounds, num_rounds: int
 ) -> LaplaceFit:
     """The fit for scales that change no more."""
-    if num_steps:
+    if rounds.last:
         problem = problem.at(problem.data, around.noise)
         found = levenberg_marquardt(
-            problem, found.point, max_iterations=num_steps, tolerance=1e-12, damping=1e-6
+            problem, found.point, max_iterations=rounds.last, tolerance=1e-12, damping=1e-6
         )
         around = problem.around(found.point)
+    freedom, evidence = around.freedom, _log_evidence(problem, found.point, around)
+    curvature = _curvature(problem, found.point, rounds.probe) if rounds.probe else None
+    if curvature is not None:
+        free = len(curvature)
+        variance = torch.linalg.inv(curvature).diagonal()
+        freedom = torch.cat([1 / (2 * variance), freedom[free:]])
+        evidence += problem.log_volume(freedom) - problem.log_volume(around.freedom)
+        evidence -= float(curvature.logdet() + variance.log().sum()) / 2  # scales hang together
     return LaplaceFit(
         problem.data,
         found.point,
         problem.noise,
         around.covariance,
-        around.freedom,
+        freedom,
         around.num_used,
-        _log_evidence(problem, found.point, around),
+        evidence,
         num_rounds,
     )
+
+
+def _curvature(problem: NoisyProblem, point: Point, probe: float) -> Tensor | None:
+    """Of the log evidence along the scales that are not fixed; None if it is no maximum there."""
+
+    def slope(step: Tensor) -> Tensor:
+        moved = problem.at(problem.data, problem.noise + step)
+        found = levenberg_marquardt(moved, point, max_iterations=5, tolerance=1e-9, damping=1e-4)
+        return moved.around(found.point).slope
+
+    free = len(problem.around(point).slope)
+    steps = probe * torch.eye(len(problem.noise)).to(problem.noise)[:free]
+    columns = [(slope(-step) - slope(step)) / (2 * probe) for step in steps]
+    if not columns:
+        return None
+    curvature = (torch.stack(columns) + torch.stack(columns, 1)) / 2
+    return None if int(torch.linalg.cholesky_ex(curvature).info) else curvature
 
 
 def _tuned_sd(data: FitData, point: Point, covariance: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bayesode.inference.warm_start.flat import FlatField
-from bayesode.inference.warm_start.scales import most_probable_scales
+from bayesode.inference.warm_start.scales import Scales, most_probable_scales
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
@@ -76,20 +76,15 @@ class Measurement:
         """Values of the likelihood's sites for vectors (*draws, num_numbers)."""
         return self.sites.unpack(noise)
 
-    def better_noise(
-        self, path: Tensor, noise: Tensor, variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The noise of largest evidence at a fit, its degrees of freedom, and what the fit took.
+    def better_noise(self, path: Tensor, noise: Tensor, variance: Tensor) -> Scales:
+        """The noise of largest evidence at a fit.
 
         Args:
             path: Of the fit, shape (series, knot, state).
             noise: At which the variance was found.
             variance: Posterior variance of the observed states, (series, time, component).
-
-        Returns:
-            As `most_probable_scales`.
         """
-        best, freedom, used = most_probable_scales(
+        found = most_probable_scales(
             lambda place: self.log_prob(path, place),
             lambda place: (self._information(path, place), self.mask),
             variance,
@@ -97,10 +92,10 @@ class Measurement:
             noise,
             smallest_share=SMALLEST_SHARE,
         )
-        if len(best) == 0:
-            return best, freedom, used
+        if len(found.best) == 0:
+            return found
         floor = self.noise_of(torch.full_like(self.response[0, 0], SMALLEST_NOISE))
-        return best.maximum(floor), freedom, used
+        return found._replace(best=found.best.maximum(floor))
 
     # ---- the path --------------------------------------------------------------------------------
     def at_data(self, path: Tensor) -> Tensor:

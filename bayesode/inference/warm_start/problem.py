@@ -26,12 +26,14 @@ class Around:
         covariance: Of everything fitted, a `Covariance` or a `ChainCovariance`.
         noise: The scales of larger evidence.
         freedom: Degrees of freedom of each scale.
+        slope: Of the log evidence along the scales that are not fixed.
         num_used: Effective number of fitted numbers.
     """
 
     covariance: Any
     noise: Tensor
     freedom: Tensor
+    slope: Tensor
     num_used: float
 
 
@@ -166,9 +168,9 @@ class PathProblem:
         covariance = Covariance.of(self.assemble(point, path, by_weights, by_x0))
         variance = covariance.along(by_weights, by_x0)
         seen = measurement.at_data(variance)[..., : measurement.response.shape[-1]]
-        better, freedom, _ = measurement.better_noise(path, noise, seen)
+        better = measurement.better_noise(path, noise, seen)
         num_used = float((variance * measurement.information(path, noise)).sum())
-        return Around(covariance, better, freedom, num_used)
+        return Around(covariance, better.best, better.freedom, better.slope, num_used)
 
     def deviance(self, point: Point) -> float:
         """The cost: nothing is integrated out."""

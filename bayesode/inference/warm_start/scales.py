@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,23 @@ NUM_NEWTON = 20  # on a concave function of few scales: 5 would do
 LARGEST_STEP = 1.0  # of the logarithm of a noise scale in one Newton step
 
 
+class Scales(NamedTuple):
+    """What the evidence says of noise scales at a fit.
+
+    Args:
+        best: The scales of largest evidence, unconstrained.
+        freedom: Half the curvature of the log posterior along each at a fixed fit; of a normal
+            noise scale the degrees of freedom.
+        used: Number of fitted numbers per scale.
+        slope: Of the log evidence at the scales of the fit.
+    """
+
+    best: Tensor
+    freedom: Tensor
+    used: Tensor
+    slope: Tensor
+
+
 def most_probable_scales(
     log_prob: Callable[[Tensor], Tensor],
     information: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -21,8 +39,8 @@ def most_probable_scales(
     scales: Tensor,
     *,
     smallest_share: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scales of largest evidence at a fit, their degrees of freedom, and what the fit took.
+) -> Scales:
+    """The scales of largest evidence at a fit.
 
     Log likelihood and prior are exact along the scales; the volume of the fit's posterior follows
     the information of what is seen, linearly in the logarithm of a scale (exactly so for scale
@@ -35,13 +53,9 @@ def most_probable_scales(
         sites: The scales as one vector with a normal prior.
         scales: At which the variance was found, unconstrained.
         smallest_share: Of the numbers, that always counts as degrees of freedom.
-
-    Returns:
-        The vector; half the curvature of the log posterior along it (of a normal noise scale
-        the degrees of freedom); and the number of fitted numbers per entry.
     """
     if len(scales) == 0:
-        return scales, scales, scales
+        return Scales(scales, scales, scales, scales)
     with torch.enable_grad():
         place = scales.detach().requires_grad_()
         told, is_seen = information(place)
@@ -49,8 +63,10 @@ def most_probable_scales(
         used = torch.autograd.grad((variance * seen).sum(), place, retain_graph=True)[0] / -2
         count = torch.autograd.grad(seen.log().sum(), place)[0] / -2
         used = used.minimum((1 - smallest_share) * count)
+        prior = -((place - sites.mean) / sites.sd).square().sum() / 2
+        slope = torch.autograd.grad(log_prob(place) + prior, place)[0] + used
         best, curvature = _maximise(log_prob, sites, scales, used)
-    return best, curvature / 2, used
+    return Scales(best, curvature / 2, used, slope)
 
 
 def log_volume(sites: FlatField, scales: Tensor, freedom: Tensor) -> float:
