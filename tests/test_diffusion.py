@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bayesode as bo
-from bayesode.inference.linearised import CLIMATE
+from bayesode.inference.linear_draws import CLIMATE
 from bayesode.inference.warm_start.covariance import factor_chain
 from bayesode.inference.warm_start.diffusion import DiffusionProblem
 from bayesode.inference.warm_start.evidence import _lengthened

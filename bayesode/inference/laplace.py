@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from bayesode.errors import DataError
 from bayesode.inference.checks import check_data, has_random_paths
 from bayesode.inference.copies import own_copies
+from bayesode.inference.laplace_sde_guide import LaplaceSDEGuide
 from bayesode.inference.linearised import LaplaceGuide
-from bayesode.inference.linearised_sde import LaplaceSDEGuide
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
