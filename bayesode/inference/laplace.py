@@ -20,9 +20,10 @@ from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
 from bayesode.inference.warm_start.attempts import MAX_ATTEMPTS, attempts, diffusion_attempts
-from bayesode.inference.warm_start.evidence import LaplaceFit
+from bayesode.inference.warm_start.evidence import LaplaceFit, with_open_scales
 from bayesode.inference.warm_start.start import prepare, prepare_diffusion
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.plan import LITTLE_DATA
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
@@ -101,7 +102,9 @@ def fit_laplace(
         with threads_for(train.grid.numel()):
             starts = _diffusion_starts if has_random_paths(model, train) else _starts
             tries = _fit(starts(model, train, prior_scale == "mackay", watch), progress)
-        best = max(tries, key=lambda fit: fit.log_evidence)
+            best = max(tries, key=lambda fit: fit.log_evidence)
+            if train.num_observed < LITTLE_DATA:
+                tries[tries.index(best)] = best = with_open_scales(best)
         guide = laplace_guide(model, train).to(device)
         best.data.field.write_prior(guide.moving(model))
         guide.fill(best)

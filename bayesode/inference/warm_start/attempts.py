@@ -20,7 +20,7 @@ from bayesode.inference.warm_start.diffusion import (
     SHRINKING,
     DiffusionProblem,
 )
-from bayesode.inference.warm_start.evidence import LaplaceFit, Rounds, fit_noise, fit_scales
+from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise, fit_scales
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
@@ -33,7 +33,6 @@ from bayesode.smoothing import Smoothed
 PROCESS_SCALES = (0.1, 0.03, 0.01, 0.003)
 FIRST_HORIZON, HORIZON_FACTOR = 1 / 8, 1.5  # of all intervals, and from each horizon to the next
 MAX_ATTEMPTS, GOOD_RATIO = 4, 1.2
-PROBE = 0.1  # see `Rounds`: little data leave scales open by a factor
 AGREEMENT = 0.05  # of two residuals: then it is the smoother's noise that is wrong
 SMALLEST_NOISE = 0.01  # of a data sd: a smoother of smooth data may estimate none at all
 
@@ -69,7 +68,6 @@ def attempts(
     failure: FitError | None = None
     # little data have many optima of which the tightest is not the most probable: all are tried
     is_little = data.measurement.mask.sum() < LITTLE_DATA
-    rounds = Rounds(probe=PROBE if is_little else 0.0)
     for way in itertools.islice(itertools.cycle((fit_path, fit_growing)), MAX_ATTEMPTS):
         with watch("lm"):
             weights = match_gradients(data.field, grid, smoothed)
@@ -78,7 +76,7 @@ def attempts(
         try:
             with watch("laplace"):
                 scales = data.measurement.noise_of(scale)
-                fit = fit_noise(data, found, scales, is_tuned=is_tuned, rounds=rounds)
+                fit = fit_noise(data, found, scales, is_tuned=is_tuned)
         except FitError as error:  # this start led nowhere, another may not
             failure = error
             continue
@@ -129,7 +127,6 @@ def diffusion_attempts(
     is_little = data.measurement.mask.sum() < LITTLE_DATA
     failure: FitError | None = None
     fits: list[LaplaceFit] = []
-    rounds = replace(ROUNDS, probe=PROBE) if is_little else ROUNDS
     first = itertools.cycle(FIRST_SCALES)
     for scale in itertools.islice(first, MAX_ATTEMPTS if is_little else len(FIRST_SCALES)):
         begin = problem.at(data, torch.cat([seen, problem.process.scales_of(scale)]))
@@ -137,7 +134,7 @@ def diffusion_attempts(
             point = Point(match_gradients(data.field, grid, smoothed), smoothed.path[:, ::2])
         try:
             with watch("laplace"):
-                fits.append(fit_scales(begin, point, is_tuned=is_tuned, rounds=rounds))
+                fits.append(fit_scales(begin, point, is_tuned=is_tuned, rounds=ROUNDS))
         except FitError as error:  # this start led nowhere, another may not
             failure = error
             continue

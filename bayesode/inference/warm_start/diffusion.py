@@ -67,6 +67,11 @@ class ProcessNoise:
         rate = torch.full((self.dim,), scale).to(gaps) / gaps.mean().sqrt()
         return self.sites.pack(self.sites.field.starting_values(rate))  # type: ignore[operator]
 
+    @property
+    def num_free(self) -> int:
+        """Number of scales that are not fixed."""
+        return len(self.sites.mean)
+
     @cached_property
     def floor(self) -> Tensor:
         """The vector below which there is no process noise."""
@@ -107,6 +112,11 @@ class NoProcess(ProcessNoise):
     A scale that is drawn from a continuous prior is never 0, so this possibility has to be put in
     by hand; without it paths that are those of an ODE would be forecast with noise.
     """
+
+    @property
+    def num_free(self) -> int:
+        """None."""
+        return 0
 
     def better(self, miss: Tensor, scales: Tensor, variance: Tensor) -> Scales:
         """The scales as they are, known to the last digit."""
@@ -159,6 +169,11 @@ class DiffusionProblem:
         """The fit for these scales."""
         seen, moved = self._split(self.noise)
         return StateProblem(self.data, seen, self.process.spread(moved))
+
+    @property
+    def num_free(self) -> int:
+        """All scales, or those of the likelihood alone."""
+        return len(self.data.measurement.sites.mean) + self.process.num_free
 
     def log_volume(self, freedom: Tensor) -> float:
         """The share of the scales in the log evidence."""

@@ -19,6 +19,7 @@ from bayesode.inference.warm_start.problem import Around, PathProblem
 
 MAX_ROUNDS, TOLERANCE = 12, 0.02  # of the logarithm of a noise scale
 LARGEST_STRIDE = 1.0  # of the logarithm of a scale, where a step is lengthened
+PROBE = 0.1  # step of the logarithms of scales in differences
 PRIOR_SHARE = 0.3  # of a change of a log prior precision in the test of convergence
 PRECISIONS = (1e-3, 1e3)  # bounds of tuned prior precisions
 
@@ -36,6 +37,7 @@ class NoisyProblem(LeastSquares, Protocol):
         """The scales."""
         ...
 
+    num_free: Any  # of the scales, from the first one on, that are not fixed
     best: Any  # log density at cost 0, a number; constants of priors left out
 
     def at(self, data: FitData, noise: Tensor) -> Any:
@@ -68,9 +70,6 @@ class Rounds:
         last: Largest number of steps, to rounding, once the scales are settled.
         stride: Largest factor by which a step of the scales is lengthened where steps keep their
             direction: towards a scale of nothing they are short and many.
-        probe: Step of the logarithms of scales in the differences by which their joint curvature is
-            found, the fit following; 0 takes the curvature at a fixed fit, which is a little sharp.
-            It matters for the volume of scales that little data leave open.
     """
 
     most: int = MAX_ROUNDS
@@ -80,7 +79,6 @@ class Rounds:
     damping: float = 1e-3
     last: int = 0
     stride: float = 1.0
-    probe: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +86,8 @@ class LaplaceFit:
     """A converged fit with its noise scales and log evidence.
 
     Args:
-        data: The fit, with the prior scales that were found.
+        problem: The fit, with the prior scales and noise scales that were found.
         point: Weights and x0.
-        noise: The noise scales, unconstrained: the likelihood's own sites, see `Measurement`, then
-            those of process noise.
         covariance: Of weights and states.
         freedom: Degrees of freedom of each noise scale.
         num_used: Effective number of fitted numbers.
@@ -100,24 +96,26 @@ class LaplaceFit:
         num_rounds: Rounds of fit and scales that were needed.
     """
 
-    data: FitData
+    problem: Any
     point: Point
-    noise: Tensor
     covariance: Any
     freedom: Tensor
     num_used: float
     log_evidence: float
     num_rounds: int
 
+    @property
+    def data(self) -> FitData:
+        """The fit with the prior scales that were found."""
+        return self.problem.data
 
-def fit_noise(
-    data: FitData,
-    point: Point,
-    noise: Tensor,
-    *,
-    is_tuned: bool = False,
-    rounds: Rounds | None = None,
-) -> LaplaceFit:
+    @property
+    def noise(self) -> Tensor:
+        """The noise scales, unconstrained: those of the likelihood, then of the process."""
+        return self.problem.noise
+
+
+def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = False) -> LaplaceFit:
     """Fit of a path, noise scales and prior scales that agree with each other.
 
     Args:
@@ -125,9 +123,8 @@ def fit_noise(
         point: Weights and x0 near the optimum.
         noise: First guess, unconstrained, see `Measurement`.
         is_tuned: Whether prior scales are set by the evidence too, for sites that allow it.
-        rounds: As in `fit_scales`.
     """
-    return fit_scales(PathProblem(data, noise), point, is_tuned=is_tuned, rounds=rounds)
+    return fit_scales(PathProblem(data, noise), point, is_tuned=is_tuned)
 
 
 def fit_scales(
@@ -186,37 +183,46 @@ def _settled(
             problem, found.point, max_iterations=rounds.last, tolerance=1e-12, damping=1e-6
         )
         around = problem.around(found.point)
-    freedom, evidence = around.freedom, _log_evidence(problem, found.point, around)
-    curvature = _curvature(problem, found.point, rounds.probe) if rounds.probe else None
-    if curvature is not None:
-        free = len(curvature)
-        variance = torch.linalg.inv(curvature).diagonal()
-        freedom = torch.cat([1 / (2 * variance), freedom[free:]])
-        evidence += problem.log_volume(freedom) - problem.log_volume(around.freedom)
-        evidence -= float(curvature.logdet() + variance.log().sum()) / 2  # scales hang together
     return LaplaceFit(
-        problem.data,
+        problem,
         found.point,
-        problem.noise,
         around.covariance,
-        freedom,
+        around.freedom,
         around.num_used,
-        evidence,
+        _log_evidence(problem, found.point, around),
         num_rounds,
     )
 
 
-def _curvature(problem: NoisyProblem, point: Point, probe: float) -> Tensor | None:
+def with_open_scales(fit: LaplaceFit) -> LaplaceFit:
+    """The fit with the joint volume of its noise scales, the fit following them.
+
+    At a fixed fit their curvature is a little sharp, by a nat or so where little data leave them
+    open by a factor, and by nothing where they are well known.
+    """
+    problem, curvature = fit.problem, _curvature(fit.problem, fit.point)
+    if curvature is None:
+        return fit
+    variance = torch.linalg.inv(curvature).diagonal()
+    freedom = torch.cat([1 / (2 * variance), fit.freedom[len(curvature) :]])
+    change = problem.log_volume(freedom) - problem.log_volume(fit.freedom)
+    joint = float(curvature.logdet() + variance.log().sum()) / 2  # scales hang together
+    return replace(fit, freedom=freedom, log_evidence=fit.log_evidence + change - joint)
+
+
+def _curvature(problem: NoisyProblem, point: Point) -> Tensor | None:
     """Of the log evidence along the scales that are not fixed; None if it is no maximum there."""
 
-    def slope(step: Tensor) -> Tensor:
+    def probed(step: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope there, and how far the scales have moved: some may be at their smallest."""
         moved = problem.at(problem.data, problem.noise + step)
         found = levenberg_marquardt(moved, point, max_iterations=5, tolerance=1e-9, damping=1e-4)
-        return moved.around(found.point).slope
+        return moved.around(found.point).slope, (moved.noise - problem.noise).sum()
 
-    free = len(problem.around(point).slope)
-    steps = probe * torch.eye(len(problem.noise)).to(problem.noise)[:free]
-    columns = [(slope(-step) - slope(step)) / (2 * probe) for step in steps]
+    columns = []
+    for step in PROBE * torch.eye(len(problem.noise)).to(point.states)[: problem.num_free]:
+        (above, up), (below, down) = probed(step), probed(-step)
+        columns.append((below - above) / (up - down))
     if not columns:
         return None
     curvature = (torch.stack(columns) + torch.stack(columns, 1)) / 2

@@ -153,6 +153,11 @@ class PathProblem:
         seen = 2 * (self.best - data.measurement.log_prob(self.path(point), self.noise))
         return float(seen + prior + first)
 
+    @property
+    def num_free(self) -> int:
+        """All scales."""
+        return len(self.noise)
+
     def log_volume(self, freedom: Tensor) -> float:
         """The share of the noise in the log evidence."""
         return log_volume(self.data.measurement.sites, self.noise, freedom)
