@@ -137,7 +137,7 @@ def test_the_joint_density_is_that_of_the_parts():
         "values": torch.where(
             train.mask, normal(path, noise).log_prob(torch.nan_to_num(train.values)), 0.0
         ).sum(),
-        "likelihood.noise_scale": torch.distributions.LogNormal(math.log(0.1), 2.0)
+        "likelihood.noise_scale": torch.distributions.LogNormal(math.log(0.3), 1.0)
         .log_prob(noise)
         .sum(),
         "field.weights": normal(0.0, model.field.prior_sd).log_prob(weights).sum(),
@@ -400,7 +400,7 @@ def test_parts_are_copied_and_stay_as_they_were():
     assert model.initial.build({}).mean.tolist() == [0.0, 1.0]
     assert initial.build({}).mean.tolist() == [9.0, 11.0]
     assert likelihood.priors()["noise_scale"].base_dist.loc.exp().tolist() == pytest.approx(
-        [0.1] * 2
+        [0.3] * 2
     )
     assert model.likelihood.log_median.exp().tolist() == pytest.approx([0.2] * 2)
     field.prior_sd.mul_(7)
@@ -414,7 +414,7 @@ def test_one_part_may_serve_two_models():
     likelihood = GaussianLikelihood(2)
     models = [make(likelihood=likelihood, units=Units([0.0], [s])) for s in (1.0, 10.0)]
     medians = [m.prototype()["likelihood.noise_scale"][0].item() for m in models]
-    assert medians == pytest.approx([0.1, 1.0])
+    assert medians == pytest.approx([0.3, 3.0])
 
 
 def test_a_deep_copy_is_independent_and_keeps_its_units_together():

@@ -192,7 +192,7 @@ def test_noise_of_student_t_maximises_its_own_evidence():
 
     def log_posterior(scale):
         law = dist.StudentT(4.0, path[:, 1:], scale.exp())
-        prior = dist.Normal(math.log(0.1), 2.0).log_prob(scale).sum()
+        prior = dist.Normal(math.log(0.1), 1.0).log_prob(scale).sum()
         return law.log_prob(train.values).sum() + (used * scale).sum() + prior
 
     place = noise.clone().requires_grad_()
