@@ -402,7 +402,7 @@ def test_parts_are_copied_and_stay_as_they_were():
     assert likelihood.priors()["noise_scale"].base_dist.loc.exp().tolist() == pytest.approx(
         [0.3] * 2
     )
-    assert model.likelihood.log_median.exp().tolist() == pytest.approx([0.2] * 2)
+    assert model.likelihood.log_median.exp().tolist() == pytest.approx([0.6] * 2)
     field.prior_sd.mul_(7)
     units.scale.mul_(7)
     assert model.field.prior_sd.max() < 7
