@@ -1,6 +1,7 @@
 """Drifts fitted with their states integrated over, and forecasts that are not normal."""
 
 import math
+from types import SimpleNamespace
 
 import pyro.distributions as dist
 import pytest
@@ -11,7 +12,7 @@ import bayesode as bo
 from bayesode.inference.linear_draws import CLIMATE
 from bayesode.inference.warm_start.covariance import factor_chain
 from bayesode.inference.warm_start.diffusion import DiffusionProblem
-from bayesode.inference.warm_start.evidence import _lengthened
+from bayesode.inference.warm_start.evidence import _lengthened, best_of
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 from bayesode.models.contracts import VectorField, without_plate
 
@@ -170,3 +171,19 @@ def test_forecasts_are_the_paths_of_the_solver_on_the_same_increments():
     # what is left of linear steps inside the data is forgotten in the well
     assert error[:, :, 0].amax() < 0.05
     assert error[:, :, 2].amax() < 0.005
+
+
+def test_a_fit_without_measurement_noise_comes_after_all_others():
+    made = [SimpleNamespace(is_singular=s, log_evidence=e) for s, e in ((True, 5.0), (False, 1.0))]
+    assert best_of(made) is made[1]
+    assert best_of([*made, SimpleNamespace(is_singular=False, log_evidence=2.0)]).log_evidence == 2
+    assert best_of(made[:1]) is made[0]  # data without noise
+
+
+def test_noise_at_its_smallest_is_told_from_small_noise():
+    train = bo.datasets.van_der_pol(num_series=2, num_times=20).observed
+    model, _ = bo.neural_sde(train, hidden=[3], verbose=False)
+    measurement = DiffusionProblem.of(model.double(), train).data.measurement
+    assert measurement.is_singular(measurement.floor)
+    assert measurement.is_singular(measurement.floor + torch.tensor([0.0, 3.0]))
+    assert not measurement.is_singular(measurement.floor + 0.5)

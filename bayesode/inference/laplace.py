@@ -20,7 +20,7 @@ from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
 from bayesode.inference.warm_start.attempts import MAX_ATTEMPTS, attempts, diffusion_attempts
-from bayesode.inference.warm_start.evidence import LaplaceFit, with_open_scales
+from bayesode.inference.warm_start.evidence import LaplaceFit, best_of, with_open_scales
 from bayesode.inference.warm_start.start import prepare, prepare_diffusion
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.plan import LITTLE_DATA
@@ -102,7 +102,7 @@ def fit_laplace(
         with threads_for(train.grid.numel()):
             starts = _diffusion_starts if has_random_paths(model, train) else _starts
             tries = _fit(starts(model, train, prior_scale == "mackay", watch), progress)
-            best = max(tries, key=lambda fit: fit.log_evidence)
+            best = best_of(tries)
             if train.num_observed < LITTLE_DATA:
                 tries[tries.index(best)] = best = with_open_scales(best)
         guide = laplace_guide(model, train).to(device)
@@ -143,7 +143,7 @@ def _fit(starts: Iterator[LaplaceFit], progress: bool) -> list[LaplaceFit]:
     with tqdm(total=MAX_ATTEMPTS, desc="Laplace", delay=2, disable=not progress) as bar:
         for fit in starts:
             tries.append(fit)
-            best = max(tries, key=lambda one: one.log_evidence)
+            best = best_of(tries)
             bar.set_postfix(log_evidence=f"{best.log_evidence:.1f}", refresh=False)
             bar.update()
         bar.total = len(tries)

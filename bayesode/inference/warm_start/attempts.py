@@ -20,7 +20,7 @@ from bayesode.inference.warm_start.diffusion import (
     SHRINKING,
     DiffusionProblem,
 )
-from bayesode.inference.warm_start.evidence import LaplaceFit, fit_noise, fit_scales
+from bayesode.inference.warm_start.evidence import LaplaceFit, best_of, fit_noise, fit_scales
 from bayesode.inference.warm_start.fit_data import FitData
 from bayesode.inference.warm_start.flat import MAX_WEIGHTS, LastLayer
 from bayesode.inference.warm_start.levenberg_marquardt import Minimum, Point, levenberg_marquardt
@@ -143,7 +143,7 @@ def diffusion_attempts(
         raise failure
     if is_little:
         return
-    best = max(fits, key=lambda fit: fit.log_evidence)
+    best = best_of(fits)
     with watch("laplace"), contextlib.suppress(FitError):
         yield fit_without_process(problem.at(best.data, best.noise), best.point, is_tuned=is_tuned)
 

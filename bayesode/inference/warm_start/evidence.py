@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -113,6 +114,21 @@ class LaplaceFit:
     def noise(self) -> Tensor:
         """The noise scales, unconstrained: those of the likelihood, then of the process."""
         return self.problem.noise
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether the measurement noise of a component has collapsed."""
+        measurement = self.data.measurement
+        return measurement.is_singular(self.noise[: len(measurement.sites.mean)])
+
+
+def best_of(fits: Sequence[LaplaceFit]) -> LaplaceFit:
+    """The fit of largest evidence.
+
+    One whose measurement noise has collapsed comes after all others: random paths can go through
+    the values themselves, and how likely that is no curvature tells.
+    """
+    return max(fits, key=lambda fit: (not fit.is_singular, fit.log_evidence))
 
 
 def fit_noise(data: FitData, point: Point, noise: Tensor, *, is_tuned: bool = False) -> LaplaceFit:

@@ -16,6 +16,7 @@ from bayesode.trajectories import Trajectories
 
 SMALLEST_SHARE = 0.1  # of the observations that always count as degrees of freedom
 SMALLEST_NOISE = 0.005  # of a data sd
+NEAR_FLOOR = 0.1  # of the logarithm of a noise scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,16 @@ class Measurement:
         )
         if len(found.best) == 0:
             return found
-        floor = self.noise_of(torch.full_like(self.response[0, 0], SMALLEST_NOISE))
-        return found._replace(best=found.best.maximum(floor))
+        return found._replace(best=found.best.maximum(self.floor))
+
+    @property
+    def floor(self) -> Tensor:
+        """The smallest noise that is taken for one."""
+        return self.noise_of(torch.full_like(self.response[0, 0], SMALLEST_NOISE))
+
+    def is_singular(self, noise: Tensor) -> bool:
+        """Whether a path goes through the values of a component as if they had no noise."""
+        return len(noise) > 0 and bool((noise <= self.floor + NEAR_FLOOR).any())
 
     # ---- the path --------------------------------------------------------------------------------
     def at_data(self, path: Tensor) -> Tensor:
