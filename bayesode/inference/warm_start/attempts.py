@@ -107,8 +107,8 @@ def diffusion_attempts(
     """Fits of a model with process noise from random starts, one for all but little data.
 
     Every interval is integrated on its own, so a start does not lose its way; little data have many
-    optima, of which the most probable is to be found. The last fit has no process noise, which is
-    as likely beforehand as that there is some. Little data are not asked that: they hardly ever
+    optima, of which the most probable is to be found. A last fit has no process noise, which is as
+    likely beforehand as that there is some, and follows where it is the more probable one. Little data are not asked that: they hardly ever
     contradict the path of an ODE, and forecasts would be far too sure.
 
     Args:
@@ -144,8 +144,11 @@ def diffusion_attempts(
     if is_little:
         return
     best = best_of(fits)
+    last = replace(problem, data=best.data).begin(best.noise)
     with watch("laplace"), contextlib.suppress(FitError):
-        yield fit_without_process(problem.at(best.data, best.noise), best.point, is_tuned=is_tuned)
+        without = fit_without_process(last, best.point, is_tuned=is_tuned)
+        if without.log_evidence > best.log_evidence:
+            yield without
 
 
 def fit_without_process(

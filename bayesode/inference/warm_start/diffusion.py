@@ -171,6 +171,12 @@ class DiffusionProblem:
         return StateProblem(self.data, seen, self.process.spread(moved))
 
     @property
+    def is_vanishing(self) -> Tensor:
+        """The scales of the process; measurement noise that is hurried may collapse."""
+        first = len(self.data.measurement.sites.mean)
+        return torch.arange(len(self.noise), device=self.noise.device) >= first
+
+    @property
     def num_free(self) -> int:
         """All scales, or those of the likelihood alone."""
         return len(self.data.measurement.sites.mean) + self.process.num_free

@@ -38,6 +38,7 @@ class NoisyProblem(LeastSquares, Protocol):
         """The scales."""
         ...
 
+    is_vanishing: Any  # which of the scales may be none at all, booleans
     num_free: Any  # of the scales, from the first one on, that are not fixed
     best: Any  # log density at cost 0, a number; constants of priors left out
 
@@ -69,8 +70,8 @@ class Rounds:
         tolerance: Relative decrease at which the steps of a round stop.
         damping: Of the first step.
         last: Largest number of steps, to rounding, once the scales are settled.
-        stride: Largest factor by which a step of the scales is lengthened where steps keep their
-            direction: towards a scale of nothing they are short and many.
+        stride: Largest factor by which steps of scales that may vanish are lengthened where they
+            keep their direction: towards nothing they are short and many.
     """
 
     most: int = MAX_ROUNDS
@@ -177,7 +178,8 @@ def fit_scales(
         changes.append(PRIOR_SHARE * 2 * (sd / data.field.sd).log().abs())
         if torch.cat(changes).max() < TOLERANCE or num_rounds == rounds.most:
             return _settled(problem, found, around, rounds, num_rounds)
-        noise = problem.noise + _lengthened(step, before, rounds.stride)
+        longer = _lengthened(step, before, rounds.stride)
+        noise = problem.noise + torch.where(problem.is_vanishing, longer, step)
         before = step
         problem = problem.at(replace(data, field=replace(data.field, sd=sd)), noise)
 

@@ -154,6 +154,11 @@ class PathProblem:
         return float(seen + prior + first)
 
     @property
+    def is_vanishing(self) -> Tensor:
+        """No scale may be none at all."""
+        return torch.zeros_like(self.noise, dtype=torch.bool)
+
+    @property
     def num_free(self) -> int:
         """All scales."""
         return len(self.noise)
