@@ -108,8 +108,9 @@ def diffusion_attempts(
 
     Every interval is integrated on its own, so a start does not lose its way; little data have many
     optima, of which the most probable is to be found. A last fit has no process noise, which is as
-    likely beforehand as that there is some, and follows where it is the more probable one. Little data are not asked that: they hardly ever
-    contradict the path of an ODE, and forecasts would be far too sure.
+    likely beforehand as that there is some; it counts where it is the more probable one. Little
+    data are not asked that: they hardly ever contradict the path of an ODE, and forecasts would be
+    far too sure.
 
     Args:
         problem: The fit, its noise scales not yet known.
@@ -144,7 +145,7 @@ def diffusion_attempts(
     if is_little:
         return
     best = best_of(fits)
-    last = replace(problem, data=best.data).begin(best.noise)
+    last = problem.at(best.data, best.noise)
     with watch("laplace"), contextlib.suppress(FitError):
         without = fit_without_process(last, best.point, is_tuned=is_tuned)
         if without.log_evidence > best.log_evidence:
