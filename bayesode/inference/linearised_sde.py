@@ -85,7 +85,8 @@ class LinearisedSDEPredictive:
         ratio = course.spread / self._spread(values, course)
         ratio = torch.where(course.is_inside.unsqueeze(-1), ratio, 1.0)
         increments = course.noise_of(change, weights) * ratio
-        return values | {"x0": course.states[:, 0] + change[:, :, 0], "path.noise": increments}
+        x0 = course.states[:, 0] + change[:, :, 0]
+        return values | {"x0": x0, "path.noise": increments} | kept  # kept to the last digit
 
     def paths(
         self, values: dict[str, Tensor], question: Trajectories, solver: Solver | None = None
