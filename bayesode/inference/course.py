@@ -92,10 +92,10 @@ class Course:
         measured = seen.on(own, grid.times.shape[-1] + 1)
         data = FitData.through(model, question, grid.times, field, measured)
         spread = process_of(model, data, grid).spread(process)
+        problem = StateProblem(data, weights[:0], spread)  # what was measured has no noise left
         states = _first_states(data, weights, seen.center, own)
         if not _is_complete(own):
-            states = smooth_states(StateProblem(data, weights[:0], spread), weights, states)
-        problem = StateProblem(data, weights[:0], spread)
+            states = smooth_states(problem, weights, states)
         point = Point(weights, states)
         ends, by_weights, by_states = data.flow_jacobians(weights, states[:, :-1])
         last = own.amax(-1, keepdim=True)
