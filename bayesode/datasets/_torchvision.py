@@ -41,11 +41,12 @@ def mnist(root: str | Path, *, download: bool = False) -> tuple[Tensor, Tensor]:
 
 def _what_to_do(folder: Path, download: bool, error: Exception) -> str:
     missing = [name for name in FILES if not (folder / name).is_file()]
+    why = " ".join(str(error).split())
     if not missing:
-        return f"the files of MNIST in {folder} cannot be read ({error}); replace them."
+        return f"the files of MNIST in {folder} cannot be read ({why}); replace them."
     place = f"put {', '.join(missing)} (unpacked) into {folder}"
     if download:
-        return f"MNIST could not be downloaded ({error}). Fetch it elsewhere and {place}."
+        return f"MNIST could not be downloaded ({why}). Fetch it elsewhere and {place}."
     return f"MNIST is not in {folder}: {place}, or pass download=True to fetch them."
 
 

@@ -35,8 +35,11 @@ def rotating_digits(
     Eight pixels are too few to be turned without a blur that changes with the angle, and they fill
     the image, so that a turn would cut their corners. So they get a margin of one pixel and are
     enlarged twice by bicubic interpolation *before* they turn: the frames have 20 x 20 pixels and
-    the detail of 8 x 8. There are 174 to 183 images of each digit; some are by the same writer, and
-    writers are not kept apart.
+    the detail of 8 x 8. A turn by 22.5 degrees then takes 5 % of the squared intensity (20 %
+    without, 11 % in `rotating_mnist`).
+
+    There are 174 to 183 images of each digit; some are by the same writer, and writers are not kept
+    apart.
 
     Args:
         digit: Which digit, 0 to 9.

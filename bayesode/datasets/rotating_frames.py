@@ -95,13 +95,16 @@ class RotationProtocol:
         return (torch.arange(self.num_frames) >= self.num_given) & ~self.always_hidden()
 
 
-def rotating_frames(images: Tensor, labels: Tensor, protocol: RotationProtocol) -> RotatingFrames:
+def rotating_frames(
+    images: Tensor, labels: Tensor, protocol: RotationProtocol, *, white: float = 1.0
+) -> RotatingFrames:
     """Rotate the first digits of a class and divide them into training, validation and test.
 
     Args:
-        images: Shape (image, height, width), floating, in [0, 1].
+        images: Shape (image, height, width), numbers from 0 to `white`.
         labels: The digits that they show, shape (image,).
         protocol: What to make of them.
+        white: Value of a pixel that becomes 1.
 
     Raises:
         DataError: If there are too few images of this digit.
@@ -116,7 +119,7 @@ def rotating_frames(images: Tensor, labels: Tensor, protocol: RotationProtocol) 
     chosen = first_digits(labels, protocol)
     generator = Generator().manual_seed(protocol.seed)
     degrees, visible = draw_degrees(protocol, generator), draw_visible(protocol, generator)
-    frames = rotate_frames(images[chosen].unsqueeze(1), degrees)
+    frames = rotate_frames(images[chosen].unsqueeze(1) / white, degrees)
     if protocol.binarised:
         frames = (frames > 0.5).to(frames.dtype)
     end_train = protocol.num_series

@@ -91,4 +91,4 @@ def rotating_mnist(
 @lru_cache(maxsize=2)  # 47 MB at the usual size
 def _sequences(root: Path, protocol: RotationProtocol, download: bool) -> RotatingFrames:
     images, labels = mnist(root, download=download)
-    return rotating_frames(images / 255.0, labels, protocol)
+    return rotating_frames(images, labels, protocol, white=255.0)
