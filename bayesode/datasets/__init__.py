@@ -10,11 +10,15 @@ from bayesode.datasets.lorenz import lorenz
 from bayesode.datasets.lotka_volterra import lotka_volterra
 from bayesode.datasets.lynx_hare import lynx_hare
 from bayesode.datasets.ornstein_uhlenbeck import ornstein_uhlenbeck
+from bayesode.datasets.rotating_digits import rotating_digits
+from bayesode.datasets.rotating_frames import RotatingFrames
+from bayesode.datasets.rotating_mnist import rotating_mnist
 from bayesode.datasets.simulated import Simulated
 from bayesode.datasets.stochastic_lotka_volterra import stochastic_lotka_volterra
 from bayesode.datasets.van_der_pol import van_der_pol
 
 __all__ = [
+    "RotatingFrames",
     "Simulated",
     "cubic_spiral",
     "damped_pendulum",
@@ -26,6 +30,8 @@ __all__ = [
     "lotka_volterra",
     "lynx_hare",
     "ornstein_uhlenbeck",
+    "rotating_digits",
+    "rotating_mnist",
     "stochastic_lotka_volterra",
     "van_der_pol",
 ]
