@@ -10,7 +10,13 @@ from bayesode.errors import DataError as DataError
 from bayesode.errors import FitError as FitError
 from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
+from bayesode.inference.amortized import AmortizedGuide as AmortizedGuide
 from bayesode.inference.elbo import elbo_terms as elbo_terms
+from bayesode.inference.encoders import ConvEncoder as ConvEncoder
+from bayesode.inference.encoders import GRUEncoder as GRUEncoder
+from bayesode.inference.encoders import LinearEncoder as LinearEncoder
+from bayesode.inference.encoders import MLPEncoder as MLPEncoder
+from bayesode.inference.encoders import SumEncoder as SumEncoder
 from bayesode.inference.ensemble import Ensemble as Ensemble
 from bayesode.inference.fit import fit as fit
 from bayesode.inference.gradients import GradientCheck as GradientCheck
