@@ -85,7 +85,7 @@ def _own_guide(settings: dict[str, Any], model: DynamicalModel, train: Trajector
     """The guide of a run whose settings alone tell what it is; None for others."""
     if settings["engine"] == "laplace":
         return laplace_guide(model, train)
-    if "conditioned" in settings:
+    if "num_draws" in settings.get("conditioned", {}):  # an amortised guide conditions itself
         return ConditionedGuide(model, train, settings["conditioned"]["num_draws"])
     return None
 

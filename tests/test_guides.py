@@ -141,7 +141,7 @@ def test_hierarchical_priors_are_mirrored_and_scored_at_the_drawn_scale():
     # the scales that were drawn, by the same random numbers
     torch.manual_seed(1)
     drawn = laws["field.scale"].expand([6, 1]).rsample()
-    location, width = guide._moments("field.weights")
+    location, width = guide.sites.moments("field.weights")
     ratio = (width**2 + location**2) / (2 * drawn**2)
     exact = ((drawn / width).log() + ratio - 0.5).sum(-1).mean()
     torch.testing.assert_close(ours.kl["field.weights"], exact, rtol=1e-10, atol=0.0)
@@ -193,14 +193,14 @@ def test_a_site_is_put_at_a_value_with_a_scale():
     guide = bo.MeanFieldGuide(model_with(), data())
     value, scale = torch.tensor([0.3, 2.0], dtype=DOUBLE), torch.tensor([0.1, 0.4], dtype=DOUBLE)
     with torch.no_grad():
-        guide.offset["likelihood__noise_scale"].add_(3.0)
+        guide.sites.offset["likelihood__noise_scale"].add_(3.0)
     guide.set_site("likelihood.noise_scale", value, scale)
     law = guide.posteriors(data())["likelihood.noise_scale"].base_dist
     torch.testing.assert_close(law.loc.exp(), value)
     torch.testing.assert_close(law.scale, scale)
     # a step of one on the location is a step of one posterior scale
     with torch.no_grad():
-        guide.offset["likelihood__noise_scale"].add_(1.0)
+        guide.sites.offset["likelihood__noise_scale"].add_(1.0)
     moved = guide.posteriors(data())["likelihood.noise_scale"].base_dist
     torch.testing.assert_close(moved.loc - law.loc, scale)
 

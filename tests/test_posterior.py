@@ -308,7 +308,7 @@ def test_a_time_on_the_wrong_side_names_the_right_method():
     with pytest.raises(bo.DataError, match="predict"):
         posterior.forecast(posterior.train.at([14.0, 15.0]))  # the last observation itself
     for ask in (posterior.smooth, posterior.forecast):
-        with pytest.raises(bo.DataError, match="unknown series 'z'"):
+        with pytest.raises(bo.DataError, match="series 'z' was not in the fit"):
             ask(bo.Trajectories([11.0], None, series=["z"], start=10.0))
 
 
@@ -377,7 +377,7 @@ def test_stock_guides_predict_rows_of_the_series_that_are_asked(stock: type):
     assert whole.draws["x0"].std(0).min() > 0
     with pytest.raises(bo.DataError, match="does not declare its posteriors"):
         posterior.elbo_terms()
-    with pytest.raises(bo.DataError, match="unknown series 'z'"):
+    with pytest.raises(bo.DataError, match="series 'z' was not in the fit"):
         posterior.predict(bo.Trajectories([11.0], None, series=["z"], start=10.0))
 
 

@@ -62,12 +62,13 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     with torch.no_grad():
         prototype = {s: v.to(values.dtype) for s, v in model.prototype().items()}
         initial, _, observe = model.build(prototype, data)
-        path = initial.mean.to(values).unsqueeze(-2).expand(*data.grid.shape, -1)
+        # at one time: a decoder of every frame of a video would fill the memory
+        path = initial.mean.to(values).unsqueeze(-2).expand(data.num_series, 1, -1)
         law = observe(path, None)
-        if law.event_shape != values.shape[1:]:
+        if law.event_shape[1:] != values.shape[2:]:
             raise ShapeError(
-                f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
-                f"for (time, *event), the data have {tuple(values.shape[1:])}."
+                f"the likelihood is of observations of shape {tuple(law.event_shape[1:])}, the "
+                f"data have observations of {tuple(values.shape[2:])}."
             )
         base: Any = law
         while hasattr(base, "base_dist") and not hasattr(base, "transforms"):

@@ -88,7 +88,7 @@ class ConditionedGuide(Float64Module):
         values["x0"] = mean + (factor @ noise).squeeze(-1)
         return {site: value.to(self.dtype) for site, value in values.items()}
 
-    def predictive(self, model: DynamicalModel) -> ConditionedPredictive:
+    def predictive(self, model: DynamicalModel, train: Trajectories) -> ConditionedPredictive:
         """Predictions that solve every draw."""
         return ConditionedPredictive(SolvedPredictive(model, self.sample))
 

@@ -84,7 +84,7 @@ class TermsObjective:
         """Put the guide near the data."""
         self.prepare(train, 1)
         if hasattr(self.guide, "warm_start"):  # a guide that knows a start of its own
-            self.guide.warm_start(train)
+            self.guide.warm_start(self.model, train)
             return None
         start = find_start(self.model, train)
         order = train.positions(self.guide.series)

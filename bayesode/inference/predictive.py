@@ -67,7 +67,7 @@ class Predictive(Protocol):
 def predictive_of(model: DynamicalModel, guide: Any, train: Trajectories) -> Predictive:
     """How a fitted guide predicts: in its own way, by its declaration, or by running it."""
     if hasattr(guide, "predictive"):
-        return guide.predictive(model)
+        return guide.predictive(model, train)
     if hasattr(guide, "posteriors"):
         return SolvedPredictive(model, lambda q, n, given: declared_draws(guide, q, n, given))
     return SolvedPredictive(model, lambda q, n, given: _traced(model, guide, train, q, n, given))
