@@ -192,10 +192,10 @@ class SDEGuide(PyroModule):
         """Location of an unconstrained site."""
         return self.shared.location(site)
 
-    def warm_start(self, train: Trajectories) -> None:
+    def warm_start(self, model: DynamicalModel, train: Trajectories) -> None:
         """Match the drift to the smoothed data and put x0 on them; no path is solved."""
         order = train.positions(self.series)
-        for site, start in match_drift(self._model[0], train).items():
+        for site, start in match_drift(model, train).items():
             value, scale = start.value, start.scale
             if site == "x0":
                 value, scale = value[order], scale[order]
