@@ -74,8 +74,8 @@ def prefix(batch: Trajectories, length: float, *, end: float | None = None) -> W
     window = batch.until(end)
     reach = batch.start.unsqueeze(-1) + ends  # as `until` computes it: no end is counted otherwise
     short = torch.searchsorted(reach, window.grid.contiguous())
-    weights = len(ends) / (len(ends) - short).clamp_min(1)  # 1: a hidden time that no end reaches
-    return Window(window, weights.to(batch.values))
+    count = (len(ends) - short).clamp_min(1)  # 1: a hidden time that no end reaches
+    return Window(window, (len(ends) / count.double()).to(batch.values))
 
 
 def prefix_ends(batch: Trajectories, length: float) -> Tensor:
