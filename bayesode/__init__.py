@@ -28,6 +28,11 @@ from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.prior import sample_prior as sample_prior
 from bayesode.inference.sde_guide import SDEGuide as SDEGuide
 from bayesode.inference.svi import fit_svi as fit_svi
+from bayesode.inference.window_schemes import GrowingWindows as GrowingWindows
+from bayesode.inference.window_schemes import Window as Window
+from bayesode.inference.window_schemes import blocks as blocks
+from bayesode.inference.window_schemes import composite as composite
+from bayesode.inference.window_schemes import prefix as prefix
 from bayesode.inputs import Inputs as Inputs
 from bayesode.models.dynamical import DynamicalModel as DynamicalModel
 from bayesode.models.fields import AdditiveNoise as AdditiveNoise

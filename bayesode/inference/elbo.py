@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from bayesode.errors import DataError
+from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import is_local
 from bayesode.models.contracts import Solution, resolve
 from bayesode.models.dynamical import DynamicalModel
@@ -106,7 +106,12 @@ def _draw(law: Any) -> Tensor:
 
 
 def elbo_terms(
-    model: DynamicalModel, guide: Any, trajectories: Trajectories, *, num_particles: int = 1
+    model: DynamicalModel,
+    guide: Any,
+    trajectories: Trajectories,
+    *,
+    num_particles: int = 1,
+    time_weights: Tensor | None = None,
 ) -> ELBOTerms:
     """The terms of the ELBO, each a differentiable scalar.
 
@@ -118,9 +123,12 @@ def elbo_terms(
         guide: A guide that declares `posteriors(trajectories)`.
         trajectories: All series or a batch.
         num_particles: Draws to average over, solved as one batch.
+        time_weights: Of the pointwise log likelihood, (series, time); all 1 by default. Windows of
+            the data need them to stand for the whole.
 
     Raises:
         DataError: If there is not a single particle.
+        ShapeError: If the weights have another shape.
 
     Example:
         >>> import torch, bayesode as bo
@@ -146,8 +154,22 @@ def elbo_terms(
         kl[site] = divergence.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
-    log_likelihood = scale * law.log_prob(trajectories.values).sum(-1).mean()  # pyright: ignore
-    return ELBOTerms(log_likelihood, kl, is_closed_form, solution)
+    by_series = _log_likelihood(law, trajectories, time_weights)
+    return ELBOTerms(scale * by_series.sum(-1).mean(), kl, is_closed_form, solution)
+
+
+def _log_likelihood(law: Any, trajectories: Trajectories, weights: Tensor | None) -> Tensor:
+    """Log likelihood of each series, its times weighted, (*draws, series)."""
+    if weights is None:
+        return law.log_prob(trajectories.values)
+    if weights.shape != trajectories.grid.shape:
+        raise ShapeError(
+            f"time_weights have the shape {tuple(weights.shape)}, the times (series, time) = "
+            f"{tuple(trajectories.grid.shape)}."
+        )
+    pointwise = law.base_dist.log_prob(trajectories.values)
+    event = law.event_dim - 1  # beside the time
+    return (weights.view(*weights.shape, *[1] * event) * pointwise).flatten(-1 - event).sum(-1)
 
 
 def _kl(posterior: Any, prior: Any, value: Tensor) -> tuple[Tensor, bool]:
