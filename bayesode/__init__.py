@@ -43,11 +43,21 @@ from bayesode.models.fields import SDEField as SDEField
 from bayesode.models.fields import StateNoise as StateNoise
 from bayesode.models.fields import Sum as Sum
 from bayesode.models.fields import WithConstants as WithConstants
+from bayesode.models.frames import ConvDecoder as ConvDecoder
+from bayesode.models.frames import LinearDecoder as LinearDecoder
+from bayesode.models.frames import Logits as Logits
+from bayesode.models.frames import MLPDecoder as MLPDecoder
+from bayesode.models.frames import SumDecoder as SumDecoder
 from bayesode.models.initial import NormalInitial as NormalInitial
+from bayesode.models.likelihoods import BernoulliLikelihood as BernoulliLikelihood
+from bayesode.models.likelihoods import (
+    ContinuousBernoulliLikelihood as ContinuousBernoulliLikelihood,
+)
 from bayesode.models.likelihoods import GaussianLikelihood as GaussianLikelihood
 from bayesode.models.likelihoods import LogNormalLikelihood as LogNormalLikelihood
 from bayesode.models.likelihoods import PoissonLikelihood as PoissonLikelihood
 from bayesode.models.likelihoods import StudentTLikelihood as StudentTLikelihood
+from bayesode.models.modules import BayesianModule as BayesianModule
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers import MatrixExponentialSolver as MatrixExponentialSolver
 from bayesode.models.solvers import ODESolver as ODESolver

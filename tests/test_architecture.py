@@ -27,6 +27,7 @@ LAYERS = [
     ["distributions"],
     ["models.contracts"],
     ["models.networks"],
+    ["models.modules", "models.frames"],
     ["models.fields", "models.solvers", "models.likelihoods", "models.initial"],
     ["models.dynamical"],
     ["models"],

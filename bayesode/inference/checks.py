@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -32,8 +33,8 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
         place = [int(i) for i in is_wrong.nonzero()[0]]
         raise DataError(
             f"the value {train.values[tuple(place)].item():g} of series {train.series[place[0]]!r} "
-            f"is impossible under {type(model.likelihood).__name__}; mark it as missing or take "
-            "another likelihood."
+            f"is impossible under {type(model.likelihood).__name__}; rescale the data, mark it as "
+            "missing or take another likelihood."
         )
     response = getattr(model.likelihood, "working_response", None)
     bound = getattr(model.solver, "max_state", math.inf)
@@ -52,6 +53,7 @@ def has_random_paths(model: DynamicalModel, data: Trajectories) -> bool:
     return bool(model.solver.priors(*model.units.dimensionless_times(data)))
 
 
+@torch.no_grad()
 def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     """Observed values that the likelihood cannot give, booleans shaped like the values.
 
@@ -59,21 +61,22 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
     values: Any = data.values
-    with torch.no_grad():
-        prototype = {s: v.to(values.dtype) for s, v in model.prototype().items()}
-        initial, _, observe = model.build(prototype, data)
-        # at one time: a decoder of every frame of a video would fill the memory
-        path = initial.mean.to(values).unsqueeze(-2).expand(data.num_series, 1, -1)
-        law = observe(path, None)
-        if law.event_shape[1:] != values.shape[2:]:
-            raise ShapeError(
-                f"the likelihood is of observations of shape {tuple(law.event_shape[1:])}, the "
-                f"data have observations of {tuple(values.shape[2:])}."
-            )
-        base: Any = law
-        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
-            base = base.base_dist
-        return data.mask & ~base.support.check(values)
+    model = copy.deepcopy(model).to(values)
+    prototype = {site: value.to(values.dtype) for site, value in model.prototype().items()}
+    initial, _, observe = model.build(prototype, data)
+    # at one time: a decoder of every frame of a video would fill the memory
+    path = initial.mean.to(values).unsqueeze(-2).expand(data.num_series, 1, -1)
+    law = observe(path, None)
+    if law.event_shape[1:] != values.shape[2:]:
+        raise ShapeError(
+            f"{type(model.likelihood).__name__} is of values of shape "
+            f"{tuple(law.event_shape[1:])} at each time, the data have {tuple(values.shape[2:])}: "
+            "give it as many components (dim=), or its decoder the event_shape, that they have."
+        )
+    base: Any = law
+    while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+        base = base.base_dist
+    return data.mask & ~base.support.check(values)
 
 
 def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:

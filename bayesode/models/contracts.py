@@ -145,7 +145,8 @@ class Observe:
     Args:
         law: (path, mask) -> distribution of values (time, *event); `base_dist.log_prob` is the
             pointwise log likelihood. mask may be None.
-        signal: path -> what would be seen without noise (the median), in users' units.
+        signal: path -> what would be seen without noise, in users' units: the median, or the mean
+            under a decoder.
     """
 
     law: Callable[[Tensor, Tensor | None], dist.TorchDistribution]
