@@ -69,5 +69,6 @@ from bayesode.plan import plan as plan
 from bayesode.runs import load as load
 from bayesode.systems import neural_ode as neural_ode
 from bayesode.systems import neural_sde as neural_sde
+from bayesode.systems import ode_vae as ode_vae
 from bayesode.trajectories import Trajectories as Trajectories
 from bayesode.units import Units as Units

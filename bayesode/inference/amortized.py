@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -32,6 +32,7 @@ class AmortizedGuide(PyroModule):
         model: Whose declared sites are mirrored.
         encoder: `encoder(trajectories)` is a law of x0 with batch shape (series,); it is copied.
         start: Called as start(model, guide, train) in place of a warm start.
+        defaults: Settings of `fit_svi` where it is not told otherwise.
 
     Raises:
         DataError: If the model declares random paths, a site is discrete, or the encoder is no
@@ -54,7 +55,12 @@ class AmortizedGuide(PyroModule):
     """
 
     def __init__(
-        self, model: DynamicalModel, encoder: nn.Module, *, start: Start | None = None
+        self,
+        model: DynamicalModel,
+        encoder: nn.Module,
+        *,
+        start: Start | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, nn.Module):
@@ -67,7 +73,7 @@ class AmortizedGuide(PyroModule):
             )
         self.sites = SiteTable.of_shared(model)
         self.encoder: Any = copy.deepcopy(encoder)
-        self.start = start
+        self.start, self.defaults = start, dict(defaults or {})
 
     # ---- the declaration -------------------------------------------------------------------------
     def posteriors(self, trajectories: Trajectories) -> dict[str, dist.TorchDistribution]:

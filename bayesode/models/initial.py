@@ -73,6 +73,12 @@ class NormalInitial(nn.Module):
         if self.scale is not None:
             self.deviation = (self.scale / units.scale).to(self.deviation)
 
+    @torch.no_grad()
+    def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take other moments, dimensionless, each (dim,): what a start finds in the data."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
     def priors(self) -> Priors:
         """Nothing is random beside x0 itself."""
         return {}

@@ -69,6 +69,15 @@ class Composite(nn.Module):
             for site, tuning in part.tunable().items()  # type: ignore[operator]
         }
 
+    def silent(self) -> dict[str, Tensor]:
+        """Values of sites at which networks of the parts give 0, see `BayesianMLP.silent`."""
+        return {
+            f"{name}.{site}": value
+            for name, part in self.parts()
+            if hasattr(part, "silent")
+            for site, value in part.silent().items()  # type: ignore[operator]
+        }
+
     def linear_site(self) -> str | None:
         """The site that takes the flat matrix of a linear field, of the first part that has one."""
         for name, part in self.parts():

@@ -98,6 +98,10 @@ class InitialWithConstants(Composite):
         self.state: Any = state
         self.constants: Any = constants
 
+    def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
+        """Give the dynamic components other moments."""
+        self.state.set_moments(mean, deviation)
+
     def with_units(self, units: Units) -> None:
         """Take on the units of a model, for the dynamic components."""
         if hasattr(self.state, "with_units"):
