@@ -51,7 +51,7 @@ def test_what_is_not_random_in_a_model_reaches_its_maximum(kind: str, batch_size
         model,
         guide,
         train,
-        num_steps=300,
+        num_steps=150,
         learning_rate=0.02 if kind == "stock" else rates,
         batch_size=batch_size,
     )
