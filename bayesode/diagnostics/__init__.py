@@ -1,6 +1,8 @@
 """Reports, scores and pictures of posteriors."""
 
 from bayesode.diagnostics.finding import Finding as Finding
+from bayesode.diagnostics.latent import LatentAccount as LatentAccount
+from bayesode.diagnostics.latent import latent_account as latent_account
 from bayesode.diagnostics.plots import fan_chart as fan_chart
 from bayesode.diagnostics.plots import vector_field as vector_field
 from bayesode.diagnostics.report import FitReport as FitReport

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,22 +81,21 @@ def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
     points, transform = values[mask], _transform(ensemble, test)
     is_log = transform == "log"
     scaled, unscaled = (torch.log, torch.exp) if is_log else (torch.clone, torch.clone)
-    parts = [_scored(ensemble, block, test, scaled) for block in ensemble.blocks]
-    own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    records = [_record("ensemble", **own)]
+    # numbers, not tensors: small ones that outlive a block would keep its memory from being reused
+    own = [_scored(ensemble, block, test, scaled) for block in ensemble.blocks]
+    records = [_record("ensemble", [sum(part) for part in zip(*own, strict=True)])]
     filled = torch.where(mask, values, 1.0)  # in the support of either family
     for name, flat in baselines(
         _vectors(ensemble.train), _vectors(test), transform=transform
     ).items():
         law = type(flat)(flat.loc.view_as(values), flat.scale.view_as(values))
-        record = _record(
-            name,
+        sums = _sums(
             log_score=law.log_prob(filled)[mask],
             crps=scores.gaussian_crps(law.loc[mask], law.scale[mask], scaled(points)),
             is_covered=(law.cdf(filled)[mask] - 0.5).abs() <= LEVEL / 2,
             error=unscaled(law.loc[mask]) - points,
         )
-        records.append(record)
+        records.append(_record(name, sums))
     table = tabular.frame(records, index="forecast")
     table.attrs["transform"] = transform
     return table
@@ -103,19 +103,19 @@ def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
 
 def _scored(
     ensemble: Ensemble, block: Block, test: Trajectories, scaled: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    """Scores of the observed points of one block, each (points,)."""
+) -> list[float]:
+    """Sums of the scores of the observed points of one block."""
     mask = block.at(_observed(test)[1])
     points, draws = block.at(_observed(test)[0])[mask], ensemble.draws_in(block)[:, mask]
     valid = _validity(ensemble, block, test, mask)
     levels = [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2]
     low, middle, high = scores.quantile(draws, levels, valid)
-    return {
-        "log_score": scores.log_score(ensemble.log_prob_in(block, test)[:, mask], valid),
-        "crps": scores.crps(scaled(draws), scaled(points), valid),
-        "is_covered": (low <= points) & (points <= high),
-        "error": middle - points,
-    }
+    return _sums(
+        log_score=scores.log_score(ensemble.log_prob_in(block, test)[:, mask], valid),
+        crps=scores.crps(scaled(draws), scaled(points), valid),
+        is_covered=(low <= points) & (points <= high),
+        error=middle - points,
+    )
 
 
 def _vectors(data: Trajectories) -> Trajectories:
@@ -173,14 +173,20 @@ def _has_positive_draws(ensemble: Ensemble, block: Block, mask: Tensor) -> bool:
     return bool(((draws > 0) | failed[:, mask.nonzero()[:, 0]]).all())
 
 
-def _record(
-    name: str, *, log_score: Tensor, crps: Tensor, is_covered: Tensor, error: Tensor
-) -> dict[str, str | float | int]:
+def _sums(*, log_score: Tensor, crps: Tensor, is_covered: Tensor, error: Tensor) -> list[float]:
+    """Sums over points, and how many there are."""
+    found = (log_score, crps, is_covered, error.square())
+    return [*(score.double().sum().item() for score in found), error.numel()]
+
+
+def _record(name: str, sums: Sequence[float]) -> dict[str, str | float | int]:
+    *totals, num_points = sums
+    log_score, crps, coverage, square = (total / num_points for total in totals)
     return {
         "forecast": name,
-        "log_score_per_point": log_score.mean().item(),
-        "crps": crps.mean().item(),
-        "coverage_90": is_covered.double().mean().item(),
-        "rmse": error.square().mean().sqrt().item(),
-        "num_points": error.numel(),
+        "log_score_per_point": log_score,
+        "crps": crps,
+        "coverage_90": coverage,
+        "rmse": math.sqrt(square),
+        "num_points": int(num_points),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class ELBOTerms:
         is_closed_form: Per site whether the KL is exact or averaged over the draws.
         solution: The solved paths of the draws.
         is_type_two: Whether prior scales were set by the same data: then it bounds no evidence.
+        log_likelihood_per_series: Of each series of the batch by itself, shape (series,).
+        kl_per_series: Likewise, of the sites that every series has for itself.
     """
 
     log_likelihood: Tensor
@@ -34,6 +37,8 @@ class ELBOTerms:
     is_closed_form: dict[str, bool]
     solution: Solution | None = None
     is_type_two: bool = False
+    log_likelihood_per_series: Tensor | None = None
+    kl_per_series: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def total_kl(self) -> Tensor:
@@ -146,16 +151,25 @@ def elbo_terms(
     path_priors = {f"path.{s}": p for s, p in model.solver.priors(start, times).items()}
     priors = model.global_priors() | {"x0": initial} | path_priors
     scale = trajectories.num_total / num_series
-    kl, is_closed_form = {}, {}
+    kl, is_closed_form, kl_per_series = {}, {}, {}
     for site, prior in priors.items():
         divergence, is_closed_form[site] = _kl(laws[site], resolve(prior, values), values[site])
         if is_local(site):  # a law that the series share counts once for each of them
-            divergence = scale * divergence.expand(*divergence.shape[:-1], num_series).sum(-1)
+            each = divergence.expand(*divergence.shape[:-1], num_series)
+            kl_per_series[site] = each.reshape(-1, num_series).mean(0)
+            divergence = scale * each.sum(-1)
         kl[site] = divergence.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
     by_series = _log_likelihood(law, trajectories, time_weights)
-    return ELBOTerms(scale * by_series.sum(-1).mean(), kl, is_closed_form, solution)
+    return ELBOTerms(
+        scale * by_series.sum(-1).mean(),
+        kl,
+        is_closed_form,
+        solution,
+        log_likelihood_per_series=by_series.mean(0),
+        kl_per_series=kl_per_series,
+    )
 
 
 def _log_likelihood(law: Any, trajectories: Trajectories, weights: Tensor | None) -> Tensor:

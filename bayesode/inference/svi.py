@@ -25,6 +25,7 @@ from bayesode.inference.svi_settings import (
     check_looks,
     check_target,
     told,
+    with_defaults,
 )
 from bayesode.inference.validation import Validation
 from bayesode.inference.window_schemes import Schedule, whole
@@ -32,7 +33,6 @@ from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
-NUM_PARTICLES = 4
 LARGEST_SHARE_FAILED = 0.05  # of a fit's paths: more is no accident of single draws
 
 
@@ -44,11 +44,11 @@ def fit_svi(
     seed: int | None = None,
     num_steps: int | None = None,
     learning_rate: float | Mapping[str, float] | None = None,
-    num_particles: int = NUM_PARTICLES,
+    num_particles: int | None = None,
     batch_size: int | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     warm_start: bool = True,
-    prior_scale: str = "fixed",
+    prior_scale: str | None = None,
     schedule: Schedule | None = None,
     kl_weight: float | Callable[[float], float] = 1.0,
     validation: Trajectories | None = None,
@@ -62,6 +62,7 @@ def fit_svi(
     posterior scale from the Gauss-Newton diagonal; the steps then maximise the full ELBO.
     What is not random in the model (a decoder's weights, say) is optimised along with the guide.
     Everything happens on copies: model, guide, parameter store and random state stay as they were.
+    A guide may suggest other defaults, in its `defaults`, as those of latent systems do.
 
     Args:
         model: The generative model.
@@ -77,16 +78,16 @@ def fit_svi(
             scale). Guides with `parameter_groups()` have "locations" (the same), "log_scales" (.03)
             and "networks" (1e-3, with what is not random in any model): a number is that of the
             locations, a dictionary sets groups by name.
-        num_particles: Draws per step, solved as one batch.
+        num_particles: Draws per step, solved as one batch; 4 by default.
         batch_size: Series per step; all by default.
         optimizer: A torch optimiser class or a function of parameter groups. Per-series rows keep
             Adam moments of their own when there are minibatches.
         warm_start: Whether to start from the smoothed data. Needs a guide of ours or an autoguide
             that has not run yet.
-        prior_scale: "fixed", the model's prior as it stands; "hierarchical", which needs a field
-            with a latent scale (`BayesianMLP(..., hierarchical=True)`); or "empirical", type-II
-            maximum likelihood: the prior sds of `tunable()` sites are set in closed form before
-            each step but the last 50, on the fit's copy of the model.
+        prior_scale: "fixed", the model's prior as it stands, by default; "hierarchical", which
+            needs a field with a latent scale (`BayesianMLP(..., hierarchical=True)`); or
+            "empirical", type-II maximum likelihood: the prior sds of `tunable()` sites are set in
+            closed form before each step but the last 50, on the fit's copy of the model.
         schedule: (fraction of the fit, batch) -> `Window`, what a step sees of its batch:
             `GrowingWindows(prefix, first=5.0)`. `History.elbo` says what is reported then.
         kl_weight: Weight of the KL terms, a number or a function of the fraction of the fit, in the
@@ -119,38 +120,51 @@ def fit_svi(
         5
     """
     check_data(model, train)
+    chosen = with_defaults(
+        guide,
+        train,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        num_particles=num_particles,
+        batch_size=batch_size,
+        prior_scale=prior_scale,
+    )
     check_counts(
-        train, batch_size, num_steps=num_steps, num_particles=num_particles, patience=patience
+        train,
+        chosen.batch_size,
+        num_steps=chosen.num_steps,
+        num_particles=chosen.num_particles,
+        patience=patience,
     )
     check_guide(guide, train)
-    check_prior_scale(model, prior_scale, num_steps)
-    check_target(guide, num_steps, schedule, kl_weight)
+    check_prior_scale(model, chosen.prior_scale, chosen.num_steps)
+    check_target(guide, chosen.num_steps, schedule, kl_weight)
     check_looks(model, guide, validation, patience)
     history, begin = History(), time.perf_counter()
-    size = train.num_series if batch_size is None else int(batch_size)
+    size = train.num_series if chosen.batch_size is None else int(chosen.batch_size)
     with (
         seeded(seed) as used_seed,
         pyro.get_param_store().scope() as state,
-        threads_for(size * num_particles),
+        threads_for(size * chosen.num_particles),
     ):
         dtype, device = train.values.dtype, train.values.device  # type: ignore[union-attr]
         model, guide = own_copies(model, guide, dtype=dtype, device=device)
         objective = objective_for(model, guide, is_minibatch=size < train.num_series)
-        is_open = num_steps is None  # the number of steps
+        is_open = chosen.num_steps is None  # the number of steps
         default = objective.cycle_learning_rate if is_open else objective.default_learning_rate
-        rates = group_rates(learning_rate, objective.groups(), default)
+        rates = group_rates(chosen.learning_rate, objective.groups(), default)
         update = None
-        if prior_scale == "empirical":
+        if chosen.prior_scale == "empirical":
             update = EmpiricalScales(model, guide, train).update
         start = objective.warm_start(train) if warm_start else None
         if start is not None:
             history.start_ratio, history.num_attempts = start.ratio, start.num_attempts
-        objective.prepare(train.batch(random_rows(train, size)), num_particles)
+        objective.prepare(train.batch(random_rows(train, size)), chosen.num_particles)
         watchers: list[Callable[[int], bool]] = []
         if validation is not None:
             data, looks = validation.to(device, dtype), history.validation
-            options = {"num_particles": num_particles, "patience": patience}
-            best = Validation(model, guide, data, looks, num_steps, **options)
+            options = {"num_particles": chosen.num_particles, "patience": patience}
+            best = Validation(model, guide, data, looks, chosen.num_steps, **options)
             watchers.append(best)
         if callback is not None:  # after the looks, so that it sees them
             watchers.append(lambda step: bool(callback(step, history)))
@@ -158,25 +172,25 @@ def fit_svi(
             objective,
             train,
             size,
-            num_particles,
+            chosen.num_particles,
             history,
             update=update,
             schedule=schedule or whole,
             kl_weight=kl_weight if callable(kl_weight) else lambda fraction: kl_weight,
             watchers=watchers,
-        ).run(optimizer, rates, num_steps, progress)
+        ).run(optimizer, rates, chosen.num_steps, progress)
         if validation is not None:
             best.restore()
     history.seconds = time.perf_counter() - begin
     settings = {
         "engine": "svi",
         "seed": used_seed,
-        "num_steps": num_steps,
+        "num_steps": chosen.num_steps,
         "learning_rate": rates["locations"] if list(rates) == ["locations"] else rates,
-        "num_particles": num_particles,
-        "batch_size": batch_size,
+        "num_particles": chosen.num_particles,
+        "batch_size": chosen.batch_size,
         "warm_start": warm_start,
-        "prior_scale": prior_scale,
+        "prior_scale": chosen.prior_scale,
     } | told(schedule, kl_weight, validation, patience)
     state = dict(state)
     posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from bayesode.errors import DataError
 from bayesode.inference.validation import check_validation
@@ -12,6 +12,33 @@ from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
 Weight = float | Callable[[float], float]
+NUM_PARTICLES = 4
+
+
+class Steps(NamedTuple):
+    """How a fit takes its steps; see `fit_svi`."""
+
+    num_steps: int | None
+    learning_rate: float | Mapping[str, float] | None
+    num_particles: int
+    batch_size: int | None
+    prior_scale: str
+
+
+def with_defaults(guide: Any, train: Trajectories, **given: Any) -> Steps:
+    """The steps of a fit, what was left at None as the guide suggests, or as suits most.
+
+    Args:
+        guide: With an attribute `defaults`, or without.
+        train: Training data, which may be fewer series than the guide expects.
+        given: As the user gave them.
+    """
+    usual = {"num_particles": NUM_PARTICLES, "prior_scale": "fixed"}
+    defaults = usual | getattr(guide, "defaults", {})
+    if "batch_size" in defaults:
+        defaults["batch_size"] = min(defaults["batch_size"], train.num_series)
+    chosen: Any = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    return Steps(**chosen)
 
 
 def check_guide(guide: Any, train: Trajectories) -> None:

@@ -269,4 +269,3 @@ def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str, engine: str
     names = list(plan.units["names"])
     if names != list(train.names):
         raise ShapeError(f"the plan is for components {names}, the data have {list(train.names)}.")
-

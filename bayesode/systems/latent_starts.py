@@ -9,7 +9,6 @@ import torch
 from bayesode.inference.amortized import Start
 from bayesode.inference.latent_start import closed_components, start_latent
 from bayesode.models.dynamical import DynamicalModel
-from bayesode.models.fields import BayesianMLP
 from bayesode.trajectories import Trajectories
 
 SCALE, SMALL_SCALE = 0.02, 0.002  # posterior scales of a network's weights, of its last layer's

@@ -86,9 +86,12 @@ def fan_chart(
             "needs one series or more, levels between 0 and 1 and num_paths >= 0, not "
             f"{labels}, {levels} and {num_paths}."
         )
+    if len(ensemble.event_shape) != 1:
+        raise ShapeError(
+            "needs values (draws, series, time, component); these have events of shape "
+            f"{tuple(ensemble.event_shape)}: take frame_rows(ensemble, data) for images."
+        )
     values, kept = ensemble.values[:, rows], ~ensemble.failed[:, rows]
-    if values.dim() != 4:
-        raise ShapeError(f"needs values (draws, series, time, component), not {shape_of(values)}.")
     size, tails = values.shape[-1], [(1 - width) / 2 for width in widths]
     bands = array(scores.quantile(values, [*tails, 0.5, *(1 - t for t in tails[::-1])], kept))
     data = [_points(some, size) for some in (train, test) if some is not None]
