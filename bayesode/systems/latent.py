@@ -133,7 +133,6 @@ def _defaults(train: Trajectories) -> dict[str, Any]:
         "num_steps": NUM_STEPS,
         "num_particles": 1,
         "batch_size": min(BATCH_SIZE, train.num_series),
-        "prior_scale": "empirical",
     }
 
 

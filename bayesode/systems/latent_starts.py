@@ -25,9 +25,19 @@ def start_of(dim_latent: int) -> Start:
         values: Any = train.values
         components = closed_components(values, train.mask, dim_latent)  # type: ignore[arg-type]
         start_latent(components)(model, guide, train)
+        _set_prior_scale(model, guide)
         silent = getattr(model.field, "silent", dict)()  # of a linear field: no networks
         for site, value in silent.items():
             scale = torch.where(value == 0, SMALL_SCALE, SCALE)
             guide.set_site(f"field.{site}", value, scale, torch.full_like(value, SCALE))
 
     return start
+
+
+@torch.no_grad()
+def _set_prior_scale(model: DynamicalModel, guide: Any) -> None:
+    """The prior sd of the linear field's entries becomes their size at the start (type-II)."""
+    field: Any = model.field
+    site = field.linear_site()
+    prior_sd = field.get_buffer(field.tunable()[site].buffer)
+    prior_sd.fill_(guide.location(f"field.{site}").square().mean().sqrt())
