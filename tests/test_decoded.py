@@ -173,6 +173,15 @@ def test_the_density_is_the_formula_around_what_is_decoded(kind, decoder, shape)
         torch.testing.assert_close(observe.signal(path), torch.sigmoid(decoded))
 
 
+def test_a_black_pixel_has_its_density_in_float32():
+    decoder = bo.LinearDecoder((3,), DIM)
+    decoder.set_linear(torch.zeros(3, DIM), torch.full((3,), -30.0), 1.0)
+    observe = bo.ContinuousBernoulliLikelihood(decoder).float().build({})
+    law = observe(torch.zeros(1, 1, DIM, dtype=torch.float32))
+    density = law.base_dist.log_prob(torch.zeros(1, 1, 3, dtype=torch.float32))
+    torch.testing.assert_close(density, torch.full_like(density, math.log(30.0)))
+
+
 def test_noise_scales_are_one_for_all_or_one_per_channel_or_entry():
     shapes = {
         ("shared", (3, 8, 8)): (1, 1, 1),
