@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -59,11 +60,11 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
     values: Any = data.values
+    model = copy.deepcopy(model).to(device=values.device, dtype=values.dtype)
     with torch.no_grad():
-        prototype = {s: v.to(values.dtype) for s, v in model.prototype().items()}
-        initial, _, observe = model.build(prototype, data)
+        initial, _, observe = model.build(model.prototype(), data)
         # at one time: a decoder of every frame of a video would fill the memory
-        path = initial.mean.to(values).unsqueeze(-2).expand(data.num_series, 1, -1)
+        path = initial.mean.unsqueeze(-2).expand(data.num_series, 1, -1)
         law = observe(path, None)
         if law.event_shape[1:] != values.shape[2:]:
             raise ShapeError(

@@ -71,7 +71,7 @@ class NormalInitial(nn.Module):
                 )
             self.mean = mean.to(self.mean)
         if self.scale is not None:
-            self.deviation = (self.scale / units.scale).to(self.deviation)
+            self.deviation = (self.scale / units.scale[: self.dim]).to(self.deviation)
 
     def priors(self) -> Priors:
         """Nothing is random beside x0 itself."""
