@@ -29,10 +29,12 @@ from bayesode.models.contracts import (
 from bayesode.models.fields import (
     AdditiveNoise,
     BayesianMLP,
+    LinearField,
     PhysicsField,
     SDEField,
     StateNoise,
     Sum,
+    WithConstants,
 )
 from bayesode.models.frames import ConvDecoder, LinearDecoder, Logits, MLPDecoder, SumDecoder
 from bayesode.models.likelihoods import (
@@ -43,7 +45,13 @@ from bayesode.models.likelihoods import (
     StudentTLikelihood,
 )
 from bayesode.models.modules import BayesianModule
-from bayesode.models.solvers import FixedGridSolver, ODESolver, SDESolver
+from bayesode.models.solvers import (
+    FixedGridSolver,
+    MatrixExponentialSolver,
+    ODESolver,
+    OnFrames,
+    SDESolver,
+)
 
 SERIES, TIMES, STATE = 4, 5, 2
 
@@ -120,6 +128,11 @@ PARTS = {
         first=BayesianMLP(STATE, [2], STATE),
         second=Sum(inner=Hierarchical(STATE), other=BayesianMLP(STATE, [], STATE)),
     ),
+    "linear": lambda: LinearField(STATE, prior_scale=0.5),
+    "linear and network of parts": lambda: Sum(
+        linear=LinearField(STATE), network=BayesianMLP(STATE, [2], STATE)
+    ),
+    "with constants of parts": lambda: WithConstants(BayesianMLP(STATE, [3], 1), 1),
     "physics": physics,
     "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),
     "additive noise": lambda: AdditiveNoise(STATE, prior_median=0.4),
@@ -132,6 +145,9 @@ PARTS = {
     ),
     "initial": lambda: NormalInitial(STATE),
     "given initial": lambda: NormalInitial(STATE, location=[1.0, 2.0], scale=[0.5, 0.1]),
+    "initial with constants of parts": lambda: WithConstants.initial(
+        NormalInitial(1), NormalInitial(1, scale=[0.3])
+    ),
     "gaussian": lambda: GaussianLikelihood(STATE),
     "shared gaussian": lambda: GaussianLikelihood(STATE, shared=True, prior_median=0.3),
     "student t": lambda: StudentTLikelihood(STATE, freedom=5.0),
@@ -260,7 +276,7 @@ def test_gradients_reach_the_scale_behind_drawn_weights(part):
     torch.testing.assert_close(gradient, -num / scale.detach() + num / scale.detach() ** 3)
 
 
-@pytest.mark.parametrize("part", ["mlp", "driven linear mlp", "affine"])
+@pytest.mark.parametrize("part", ["mlp", "driven linear mlp", "affine", "linear"])
 def test_what_is_built_lists_the_tensors_that_it_closes_over(part):
     part = PARTS[part]()
     values = {s: v.detach().requires_grad_() for s, v in sample(part, 2).items()}
@@ -416,4 +432,6 @@ def test_the_solvers_keep_the_protocol_and_other_objects_do_not():
     assert isinstance(FixedGridSolver(), Solver)
     assert isinstance(ODESolver(), Solver)
     assert isinstance(SDESolver(2), Solver)
+    assert isinstance(MatrixExponentialSolver(), Solver)
+    assert isinstance(OnFrames(ODESolver(), 0.5), Solver)
     assert not isinstance(BayesianMLP(2, [], 2), Solver)

@@ -172,6 +172,19 @@ def test_a_state_dict_makes_a_fresh_guide_the_same():
     )
 
 
+def test_runs_saved_before_the_sites_had_a_table_can_be_read():
+    model, train = model_with(site=SUPPORTED["normal"][0]), data()
+    learned, fresh = bo.MeanFieldGuide(model, train), bo.MeanFieldGuide(model, train)
+    learned.set_site("x0", torch.randn(3, 2), torch.rand(3, 2) + 0.1)
+    state = learned.state_dict()
+    assert all(name.startswith("sites.") for name in state)
+    fresh.load_state_dict({name.removeprefix("sites."): value for name, value in state.items()})
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, state[name])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh.load_state_dict({})
+
+
 def test_x0_is_a_table_addressed_by_label():
     train = data()
     guide = bo.MeanFieldGuide(model_with(), train)

@@ -61,11 +61,10 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
     values: Any = data.values
-    model = copy.deepcopy(model).to(values)
-    prototype = {site: value.to(values.dtype) for site, value in model.prototype().items()}
-    initial, _, observe = model.build(prototype, data)
+    model = copy.deepcopy(model).to(device=values.device, dtype=values.dtype)
+    initial, _, observe = model.build(model.prototype(), data)
     # at one time: a decoder of every frame of a video would fill the memory
-    path = initial.mean.to(values).unsqueeze(-2).expand(data.num_series, 1, -1)
+    path = initial.mean.unsqueeze(-2).expand(data.num_series, 1, -1)
     law = observe(path, None)
     if law.event_shape[1:] != values.shape[2:]:
         raise ShapeError(

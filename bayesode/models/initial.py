@@ -71,7 +71,7 @@ class NormalInitial(nn.Module):
                 )
             self.mean = mean.to(self.mean)
         if self.scale is not None:
-            self.deviation = (self.scale / units.scale).to(self.deviation)
+            self.deviation = (self.scale / units.scale[: self.dim]).to(self.deviation)
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
