@@ -73,6 +73,11 @@ class NormalInitial(nn.Module):
         if self.scale is not None:
             self.deviation = (self.scale / units.scale).to(self.deviation)
 
+    def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take means and sds of the leading components from a start, in dimensionless units."""
+        self.mean[: len(mean)] = mean.to(self.mean)
+        self.deviation[: len(deviation)] = deviation.to(self.deviation)
+
     def priors(self) -> Priors:
         """Nothing is random beside x0 itself."""
         return {}
