@@ -128,7 +128,7 @@ def mixed_planes():
         matrix[2 * plane, 2 * plane + 1] = rate
         matrix[2 * plane + 1, 2 * plane] = -rate
     first = random(60, 1, 1, 6, seed=4)
-    first = first * torch.tensor([3.0, 0.01, 1.0, 1.0, 0.3, 0.3], dtype=float64)
+    first = first * torch.tensor([2.0, 0.01, 1.0, 1.0, 0.3, 0.3], dtype=float64)
     first = torch.cat([first, -first])  # of mean 0, which every rotation keeps
     times = torch.arange(24.0, dtype=float64)[:, None, None]
     states = (first @ torch.matrix_exp(times * matrix)).squeeze(-2)
