@@ -26,9 +26,9 @@ COLUMNS = {
     "seconds": "sec",
 }
 TITLE = (
-    "Mean ± standard error over seeds. hidden = squared error per pixel at the hidden frame, of new "
-    "digits;\ntraining = of training digits, which the published numbers are of; fine = hidden with "
-    "a finer step"
+    "Mean ± standard error over seeds. hidden = squared error per pixel at the hidden frame, of "
+    "new digits;\ntraining = of training digits, which the published numbers are of; fine = hidden "
+    "by a finer step"
 )
 LINEAR = "rotating an image is a linear map of it: the linear models contain the answer"
 # (name, likelihood): column -> limits

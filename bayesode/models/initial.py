@@ -73,11 +73,10 @@ class NormalInitial(nn.Module):
         if self.scale is not None:
             self.deviation = (self.scale / units.scale[: self.dim]).to(self.deviation)
 
-    @torch.no_grad()
     def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
-        """Take other moments, dimensionless, each (dim,): what a start finds in the data."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
+        """Take means and sds of the leading components from a start, in dimensionless units."""
+        self.mean[: len(mean)] = mean.to(self.mean)
+        self.deviation[: len(deviation)] = deviation.to(self.deviation)
 
     def priors(self) -> Priors:
         """Nothing is random beside x0 itself."""
