@@ -373,9 +373,7 @@ def test_pixels_outside_zero_and_one_are_one_clear_error(kind, value, monkeypatc
 @pytest.mark.parametrize("shape", [(3, 3, 4), (1, 4, 4), (12,), (1, 1, 4)])
 def test_frames_of_another_shape_are_one_clear_error(kind, shape):
     model = model_of(LIKELIHOODS[kind](network()))
-    with pytest.raises(
-        bo.ShapeError, match=r"\(1, 3, 4\) at each time, the data have .*event_shape"
-    ):
+    with pytest.raises(bo.ShapeError, match=r"\(5, 1, 3, 4\) for .*, the data have .*event_shape"):
         check_data(model, frames(shape))
 
 
