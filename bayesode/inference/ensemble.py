@@ -138,7 +138,12 @@ class Ensemble:
         Args:
             block: One of `blocks`.
             of: "values" (with noise), "signal", "states" or "path" (dimensionless states).
+
+        Raises:
+            DataError: For anything else.
         """
+        if of not in ("values", "signal", "states", "path"):
+            raise DataError(f"of= must be 'values', 'signal', 'states' or 'path', not {of!r}.")
         if of == "path" or of in vars(self):
             return block.of(getattr(self, of))
         if len(self.blocks) == 1:
@@ -211,9 +216,9 @@ class Ensemble:
         """Standard deviation over the draws, shape (series, time, ...).
 
         Args:
-            of: "values" (with noise: that of a new observation), "signal", "states" or "path".
+            of: "values" (with noise: that of a new observation), "signal", "states" or "path"
+                (the dimensionless states).
         """
-        self._check_of(of)
         return self._points(of, lambda b, x: scores.sd(x, self._valid_in(b)))
 
     @cached_property
@@ -231,7 +236,6 @@ class Ensemble:
         wanted = torch.as_tensor(levels, dtype=self.path.dtype).reshape(-1)
         if not ((wanted >= 0) & (wanted <= 1)).all():
             raise DataError(f"quantile levels lie between 0 and 1, not {levels}.")
-        self._check_of(of)
         levels = wanted.tolist()
         return self._each(of, lambda b, x: scores.quantile(x, levels, self._valid_in(b)))
 
@@ -379,7 +383,3 @@ class Ensemble:
                 f"{tuple(test.event_shape)}."
             )
         return test.values, test.mask
-
-    def _check_of(self, name: str) -> None:
-        if name not in ("values", "signal", "states", "path"):
-            raise DataError(f"of= must be 'values', 'signal', 'states' or 'path', not {name!r}.")
