@@ -634,7 +634,7 @@ def test_a_warm_start_matches_the_drift_to_the_data_and_says_if_it_cannot():
         solver=bo.SDESolver(2, 0.2),
     )
     with pytest.raises(bo.DataError, match="warm_start=False"):
-        bo.SDEGuide(hidden, half).warm_start(half)
+        bo.SDEGuide(hidden, half).warm_start(hidden, half)
     fit = bo.fit_svi(
         hidden, bo.SDEGuide(hidden, half), half, num_steps=3, warm_start=False, progress=False
     )

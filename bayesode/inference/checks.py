@@ -77,9 +77,10 @@ def _impossible(model: DynamicalModel, data: Trajectories) -> Tensor:
     law = observe(path, None)
     if law.event_shape != values.shape[1:]:
         raise ShapeError(
-            f"{type(model.likelihood).__name__} is of values of shape "
-            f"{tuple(law.event_shape[1:])} at each time, the data have {tuple(values.shape[2:])}: "
-            "give it as many components (dim=), or its decoder the event_shape, that they have."
+            f"{type(model.likelihood).__name__} is of values (series, time, *event) with "
+            f"{tuple(law.event_shape)} for (time, *event), the data have "
+            f"{tuple(values.shape[1:])}: give it as many components (dim=), or its "
+            "decoder the event_shape, that they have."
         )
     base: Any = law
     while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
