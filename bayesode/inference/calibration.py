@@ -76,7 +76,7 @@ def calibrate_noise(
         >>> data = bo.datasets.van_der_pol(num_series=4, num_times=10).observed
         >>> train, validation = data.split(series=[3])
         >>> model, guide = bo.neural_ode(train, hidden=[4], verbose=False)
-        >>> posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+        >>> posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, warm_start=False)
         >>> calibrated = calibrate_noise(posterior, validation, num_draws=20)
         >>> round(calibrated.settings["calibrated_noise"]["coverage"], 1)
         0.9
