@@ -10,7 +10,14 @@ from torch import nn
 
 from bayesode.inference.encoders import ConvEncoder, LinearEncoder, MLPEncoder, SumEncoder
 from bayesode.models.fields import BayesianMLP, LinearField, Sum, WithConstants
-from bayesode.models.frames import ConvDecoder, LinearDecoder, Logits, MLPDecoder, SumDecoder
+from bayesode.models.frames import (
+    Clipped,
+    ConvDecoder,
+    LinearDecoder,
+    Logits,
+    MLPDecoder,
+    SumDecoder,
+)
 from bayesode.models.initial import NormalInitial
 from bayesode.models.likelihoods import (
     BernoulliLikelihood,
@@ -42,6 +49,7 @@ LIKELIHOODS: dict[str, Callable[[Any, nn.Module], nn.Module]] = {
         part(Logits(decoder))
     ),
     "gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(decoder)),
+    "clipped_gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(Clipped(decoder))),
 }
 
 
