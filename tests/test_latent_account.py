@@ -153,7 +153,7 @@ def test_a_dimension_is_active_where_its_means_vary_by_a_hundredth_of_the_prior_
     unit = torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.0], dtype=DOUBLE)  # variance 1
     sds = PRIOR_SD * torch.tensor([0.099, 0.101, 0.0], dtype=DOUBLE)
     account = latent_account(make_posterior(make_data(), unit[:, None] * sds), num_particles=2)
-    torch.testing.assert_close(account.activity, (sds / PRIOR_SD).square())
+    torch.testing.assert_close(account.use.activity, (sds / PRIOR_SD).square())
     assert account.is_active.tolist() == [False, True, False] and account.num_active == 1
 
 
@@ -162,7 +162,7 @@ def test_information_is_that_of_normal_laws_with_the_same_moments():
     location[:, 0] = torch.linspace(-1, 1, NUM_SERIES)
     account = latent_account(make_posterior(make_data(), location, 0.5), num_particles=2)
     exact = math.log((location[:, 0].var() + 0.25) / 0.25) / 2
-    torch.testing.assert_close(account.information, torch.tensor([exact, 0.0, 0.0]).double())
+    torch.testing.assert_close(account.use.information, torch.tensor([exact, 0.0, 0.0]).double())
 
 
 @pytest.mark.parametrize("scale", [PRIOR_SD, 0.01])

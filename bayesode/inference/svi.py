@@ -14,6 +14,7 @@ from bayesode.errors import FitError, SolverError
 from bayesode.inference.checks import check_data
 from bayesode.inference.copies import own_copies
 from bayesode.inference.empirical import EmpiricalScales, check_prior_scale
+from bayesode.inference.encoder_use import encoder_use
 from bayesode.inference.learning_rates import group_rates
 from bayesode.inference.loop import History, Loop, random_rows
 from bayesode.inference.objectives import objective_for
@@ -195,6 +196,8 @@ def fit_svi(
     state = dict(state)
     posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)
     _check_paths(posterior)
+    if hasattr(guide, "encoder") and (warning := encoder_use(posterior).warning) is not None:
+        warnings.warn(warning, stacklevel=2)
     return posterior
 
 
