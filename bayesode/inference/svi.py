@@ -34,6 +34,7 @@ from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
+FEWEST_STEPS = 100  # after which an encoder that tells nothing is ignored, not untrained
 LARGEST_SHARE_FAILED = 0.05  # of a fit's paths: more is no accident of single draws
 
 
@@ -196,8 +197,7 @@ def fit_svi(
     state = dict(state)
     posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)
     _check_paths(posterior)
-    if hasattr(guide, "encoder") and (warning := encoder_use(posterior).warning) is not None:
-        warnings.warn(warning, stacklevel=2)
+    _check_encoder(posterior)
     return posterior
 
 
@@ -217,3 +217,12 @@ def _check_paths(posterior: Posterior) -> None:
     if share == 1:
         raise FitError(f"{reason}: the drawn fields explode. Please {mend}.")
     warnings.warn(f"{reason}; {mend}.", stacklevel=3)
+
+
+def _check_encoder(posterior: Posterior) -> None:
+    """Say so if a trained encoder tells nothing of its sequences."""
+    if not hasattr(posterior.guide, "encoder") or len(posterior.history.elbo) < FEWEST_STEPS:
+        return
+    warning = encoder_use(posterior).warning
+    if warning is not None:
+        warnings.warn(warning, stacklevel=3)
