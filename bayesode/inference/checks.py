@@ -35,8 +35,8 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
         place = [int(i) for i in is_wrong.nonzero()[0]]
         raise DataError(
             f"the value {train.values[tuple(place)].item():g} of series {train.series[place[0]]!r} "
-            f"is impossible under {type(model.likelihood).__name__}; rescale the data, mark it as "
-            "missing or take another likelihood."
+            f"{told_impossible(model)}; rescale the data, mark it as missing or take another "
+            "likelihood."
         )
     response = getattr(model.likelihood, "working_response", None)
     bound = getattr(model.solver, "max_state", math.inf)
@@ -53,6 +53,13 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
 def has_random_paths(model: DynamicalModel, data: Trajectories) -> bool:
     """Whether paths have noise of their own, beside field and initial state."""
     return bool(model.solver.priors(*model.units.dimensionless_times(data)))
+
+
+def told_impossible(model: DynamicalModel) -> str:
+    """That a value cannot be, and what the likelihood takes, if it tells its `domain`."""
+    domain = getattr(model.likelihood, "domain", None)
+    takes = "" if domain is None else f", which takes {domain}"
+    return f"is impossible under {type(model.likelihood).__name__}{takes}"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""From the recipe of a saved run to the system that it describes."""
+"""Systems from the recipes of saved runs."""
 
 from __future__ import annotations
 
