@@ -11,6 +11,7 @@ import torch
 from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
+from bayesode.inference.calibration import with_calibrated_noise
 from bayesode.inference.conditioning import ConditionedGuide
 from bayesode.inference.hold_out import HoldOut
 from bayesode.inference.laplace import LaplaceHistory, laplace_guide
@@ -46,6 +47,7 @@ def load(
         recipe, rebuilt = config["recipe"], (None, None)
         if recipe is not None:
             rebuilt = systems.rebuild(recipe, train)
+            with_calibrated_noise(rebuilt[0], settings)
         model = model or rebuilt[0]
         if guide is None and model is not None and (folder / "guide.pt").is_file():
             guide = _own_guide(settings, model, train) or rebuilt[1]
@@ -85,7 +87,7 @@ def _own_guide(settings: dict[str, Any], model: DynamicalModel, train: Trajector
     """The guide of a run whose settings alone tell what it is; None for others."""
     if settings["engine"] == "laplace":
         return laplace_guide(model, train)
-    if "conditioned" in settings:
+    if "num_draws" in settings.get("conditioned", {}):  # an amortised guide conditions itself
         return ConditionedGuide(model, train, settings["conditioned"]["num_draws"])
     return None
 

@@ -1,4 +1,4 @@
-"""Scores of predictive draws, point by point: log score, CRPS, quantiles, coverage.
+"""Summaries and scores of predictive draws, point by point: moments, quantiles, CRPS, coverage.
 
 Everywhere `draws` come first, then series, then whatever a point is (time, component). `valid`
 (draws, series) is False for draws that failed: they are left out, series by series, and may hold
@@ -11,11 +11,53 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesode.data_checks import shape_of
 from bayesode.errors import DataError, ShapeError
+
+
+def mean(draws: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over draws, shape (series, ...); NaN for a series without a valid draw.
+
+    Args:
+        draws: Shape (draws, series, ...).
+        valid: False for failed draws, shape (draws, series).
+
+    Raises:
+        ShapeError: If there is no draw or the shapes disagree.
+
+    Example:
+        >>> mean(torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([[True], [True], [False]]))
+        tensor([1.5000])
+    """
+    is_valid = _validity(draws, valid)
+    return torch.where(is_valid, draws, 0.0).sum(0) / is_valid.sum(0)
+
+
+def sd(draws: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Standard deviation over draws (n - 1), shape (series, ...).
+
+    Args:
+        draws: Shape (draws, series, ...).
+        valid: False for failed draws, shape (draws, series).
+
+    Returns:
+        0 for a series with a single valid draw, NaN for one without any.
+
+    Raises:
+        ShapeError: If there is no draw or the shapes disagree.
+
+    Example:
+        >>> sd(torch.tensor([[1.0], [3.0]]))
+        tensor([1.4142])
+    """
+    is_valid = _validity(draws, valid)
+    count = is_valid.sum(0)
+    squares = torch.where(is_valid, draws - mean(draws, valid), 0.0).square_().sum(0)
+    return torch.where(count > 0, (squares / (count - 1).clamp_min(1)).sqrt(), torch.nan)
 
 
 def log_score(log_prob: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -202,7 +244,10 @@ def _validity(draws: Tensor, valid: Tensor | None) -> Tensor:
 def _sorted(draws: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draws in increasing order, failed ones last, and the number of valid ones, (series, ...)."""
     is_valid = _validity(draws, valid)
-    return torch.where(is_valid, draws, torch.nan).sort(0).values, is_valid.sum(0)
+    kept = torch.where(is_valid, draws, torch.nan)
+    if kept.device.type == "cpu":  # numpy's is ten times as fast and keeps no indices
+        return torch.from_numpy(np.sort(kept.detach().numpy(), axis=0)), is_valid.sum(0)
+    return kept.sort(0).values, is_valid.sum(0)
 
 
 def _pick(ordered: Tensor, rank: Tensor) -> Tensor:

@@ -122,6 +122,12 @@ def dataset(
     return xr.Dataset(arrays, coords=dict(coordinates), attrs=dict(attributes or {}))
 
 
+def event_dims(num: int) -> list[str]:
+    """Names of the axes of one observation: of vectors, of images, and of all else."""
+    known = {1: ["component"], 2: ["row", "column"], 3: ["channel", "row", "column"]}
+    return known.get(num, [f"event{i}" for i in range(num)])
+
+
 def to_dataset(
     *,
     values: np.ndarray,
@@ -135,8 +141,7 @@ def to_dataset(
     features: Sequence[str] | None,
 ) -> xr.Dataset:
     """The fields of trajectories as an xarray data set; shared times are the coordinate `time`."""
-    num_dims = values.ndim - 2
-    event = ["component"] if num_dims == 1 else [f"event{i}" for i in range(num_dims)]
+    event = event_dims(values.ndim - 2)
     variables: dict[str, tuple[Sequence[str], Any]] = {
         "values": (["series", "time", *event], values),
         "observed": (["series", "time", *event], observed),

@@ -27,6 +27,7 @@ LAYERS = [
     ["distributions"],
     ["models.contracts"],
     ["models.networks"],
+    ["models.modules", "models.frames"],
     ["models.fields", "models.solvers", "models.likelihoods", "models.initial"],
     ["models.dynamical"],
     ["models"],
@@ -49,7 +50,7 @@ ALLOWED["demo"] |= {"datasets"}
 ALLOWED["cli"] |= {"datasets"}
 
 # The files that may import a library; the rest of the package goes through them.
-PLOTS = ("fan_chart", "rate_curve", "style", "vector_field")
+PLOTS = ("fan_chart", "frames", "latent_paths", "rate_curve", "style", "vector_field")
 PICTURES = {f"diagnostics/plots/{name}.py" for name in PLOTS}
 DOORS = {
     "torchdiffeq": {"models/solvers/ode.py"},

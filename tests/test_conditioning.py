@@ -278,7 +278,8 @@ def test_a_conditioned_posterior_answers_every_question(engine, request):
     posterior, new = request.getfixturevalue(engine), uneven()
     conditioned = posterior.condition(new, num_draws=30, seed=0)
     assert conditioned.train.series == new.series
-    assert conditioned.settings["conditioned"] == {"num_draws": 30, "seed": 0}
+    stored = {"num_draws": 30} if engine == "svi" else {}
+    assert conditioned.settings["conditioned"] == {"seed": 0} | stored
     mixed = new.rows([2, 0]).at([2.5, 4.0])
     ensemble = conditioned.predict(mixed, num_draws=500, seed=1)
     assert ensemble.values.shape == (500, 2, 2, STATE) and ensemble.share_failed == 0

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import FunctionType
 
 import pyro
 import pyro.distributions as dist
@@ -28,17 +29,29 @@ from bayesode.models.contracts import (
 from bayesode.models.fields import (
     AdditiveNoise,
     BayesianMLP,
+    LinearField,
     PhysicsField,
     SDEField,
     StateNoise,
     Sum,
+    WithConstants,
 )
+from bayesode.models.frames import ConvDecoder, LinearDecoder, Logits, MLPDecoder, SumDecoder
 from bayesode.models.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
     GaussianLikelihood,
     LogNormalLikelihood,
     StudentTLikelihood,
 )
-from bayesode.models.solvers import FixedGridSolver, ODESolver, SDESolver
+from bayesode.models.modules import BayesianModule
+from bayesode.models.solvers import (
+    FixedGridSolver,
+    MatrixExponentialSolver,
+    ODESolver,
+    OnFrames,
+    SDESolver,
+)
 
 SERIES, TIMES, STATE = 4, 5, 2
 
@@ -85,6 +98,25 @@ def physics():
     )
 
 
+def seeded(network, *arguments, **settings):
+    """The same network at each call: its own weights are drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return network(*arguments, **settings)
+
+
+def mlp():
+    return seeded(MLPDecoder, (STATE,), STATE, hidden=[3])
+
+
+def residual():
+    return seeded(
+        lambda: Logits(
+            SumDecoder(linear=LinearDecoder((STATE,), STATE), net=MLPDecoder((STATE,), STATE, [3]))
+        )
+    )
+
+
 PARTS = {
     "mlp": lambda: BayesianMLP(STATE, [3], STATE),
     "driven linear mlp": lambda: BayesianMLP(
@@ -96,6 +128,11 @@ PARTS = {
         first=BayesianMLP(STATE, [2], STATE),
         second=Sum(inner=Hierarchical(STATE), other=BayesianMLP(STATE, [], STATE)),
     ),
+    "linear": lambda: LinearField(STATE, prior_scale=0.5),
+    "linear and network of parts": lambda: Sum(
+        linear=LinearField(STATE), network=BayesianMLP(STATE, [2], STATE)
+    ),
+    "with constants of parts": lambda: WithConstants(BayesianMLP(STATE, [3], 1), 1),
     "physics": physics,
     "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),
     "additive noise": lambda: AdditiveNoise(STATE, prior_median=0.4),
@@ -108,13 +145,30 @@ PARTS = {
     ),
     "initial": lambda: NormalInitial(STATE),
     "given initial": lambda: NormalInitial(STATE, location=[1.0, 2.0], scale=[0.5, 0.1]),
+    "initial with constants of parts": lambda: WithConstants.initial(
+        NormalInitial(1), NormalInitial(1, scale=[0.3])
+    ),
     "gaussian": lambda: GaussianLikelihood(STATE),
     "shared gaussian": lambda: GaussianLikelihood(STATE, shared=True, prior_median=0.3),
     "student t": lambda: StudentTLikelihood(STATE, freedom=5.0),
     "lognormal": lambda: LogNormalLikelihood(STATE, prior_log_scale=0.5),
+    "bayesian module": lambda: BayesianModule(mlp()),
+    "bayesian last layer module": lambda: BayesianModule(mlp(), layers=["layers.2"]),
+    "bayesian convolutional module": lambda: BayesianModule(
+        seeded(ConvDecoder, (2, 5, 6), STATE, channels=[2, 3])
+    ),
+    "bernoulli decoder": lambda: BernoulliLikelihood(mlp()),
+    "bernoulli bayesian decoder": lambda: BernoulliLikelihood(BayesianModule(residual())),
+    "continuous bernoulli decoder": lambda: ContinuousBernoulliLikelihood(
+        BayesianModule(residual(), layers=["decoder.parts.net"])
+    ),
+    "gaussian decoder": lambda: GaussianLikelihood(decoder=mlp(), noise="entry"),
+    "gaussian bayesian decoder": lambda: GaussianLikelihood(
+        decoder=BayesianModule(mlp(), prior_scale=0.5), prior_median=0.3
+    ),
 }
 each_part = pytest.mark.parametrize("part", PARTS)
-CODE = ("hierarchical", "physics", "of parts")  # no plain numbers rebuild them
+CODE = ("hierarchical", "physics", "of parts", "module", "decoder")  # no plain numbers rebuild them
 OWN = [name for name in PARTS if not any(word in name for word in CODE)]
 
 
@@ -137,7 +191,9 @@ def run(part, values, states):
         t, x = torch.tensor(0.3, dtype=states.dtype), states[..., 0, :]
         return built.drift(t, x) + built.diffusion(t, x) * x
     if isinstance(built, Observe):
-        return built(states).log_prob(states.detach() + 0.1)
+        return built(states).log_prob(0.1 + 0.5 * states.detach())
+    if isinstance(built, FunctionType):  # a decoder
+        return built(states)
     return built.expand(states.shape[:-2]).log_prob(states[..., 0, :])
 
 
@@ -220,7 +276,7 @@ def test_gradients_reach_the_scale_behind_drawn_weights(part):
     torch.testing.assert_close(gradient, -num / scale.detach() + num / scale.detach() ** 3)
 
 
-@pytest.mark.parametrize("part", ["mlp", "driven linear mlp", "affine"])
+@pytest.mark.parametrize("part", ["mlp", "driven linear mlp", "affine", "linear"])
 def test_what_is_built_lists_the_tensors_that_it_closes_over(part):
     part = PARTS[part]()
     values = {s: v.detach().requires_grad_() for s, v in sample(part, 2).items()}
@@ -242,9 +298,10 @@ def test_a_cast_part_draws_and_runs_in_the_new_dtype(part):
 
 
 def perturbed(part):
-    """The part with other numbers in every floating buffer."""
-    for buffer in part.buffers():
-        buffer.mul_(1.25).add_(0.1)
+    """The part with other numbers in every floating buffer and parameter."""
+    with torch.no_grad():
+        for number in (*part.buffers(), *part.parameters()):
+            number.mul_(1.25).add_(0.1)
     return part
 
 
@@ -288,7 +345,15 @@ def test_the_config_is_plain_and_rebuilds_an_equal_part(part):
 
 
 @pytest.mark.parametrize(
-    "part", ["mlp", "hierarchical in a sum in a sum", "additive noise", "sde of parts"]
+    "part",
+    [
+        "mlp",
+        "hierarchical in a sum in a sum",
+        "additive noise",
+        "sde of parts",
+        "bayesian module",
+        "bernoulli bayesian decoder",
+    ],
 )
 @pytest.mark.parametrize("num_particles", [None, 3])
 def test_weights_drawn_inside_the_plate_of_series_are_refused(part, num_particles):
@@ -367,4 +432,6 @@ def test_the_solvers_keep_the_protocol_and_other_objects_do_not():
     assert isinstance(FixedGridSolver(), Solver)
     assert isinstance(ODESolver(), Solver)
     assert isinstance(SDESolver(2), Solver)
+    assert isinstance(MatrixExponentialSolver(), Solver)
+    assert isinstance(OnFrames(ODESolver(), 0.5), Solver)
     assert not isinstance(BayesianMLP(2, [], 2), Solver)

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 
-from bayesode.distributions import ObservedWhere, observed_law
+from bayesode.distributions import CensoredNormal, ObservedWhere, observed_law
 from bayesode.errors import ShapeError
 
 
@@ -104,3 +105,46 @@ def test_the_law_of_a_series_sums_the_observed_entries(mask):
     assert torch.equal(law.base_dist.log_prob(values), scored)
     torch.testing.assert_close(law.log_prob(values), scored.sum(-1))
     assert law.sample().shape == (4, 2, 3)
+
+
+# ---- censored normal -----------------------------------------------------------------------------
+CASES = [(0.3, 0.2), (-0.4, 0.5), (1.7, 0.3), (0.5, 5.0), (0.02, 0.01)]
+
+
+def censored(location, scale):
+    return CensoredNormal(torch.tensor(location), torch.tensor(scale), 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("location", "scale"), CASES)
+def test_a_censored_normal_has_mass_one_and_the_moments_of_its_density(location, scale):
+    law = censored(location, scale)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    x, weight = torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
+    inside = weight * law.log_prob(x).exp()
+    ends = law.log_prob(torch.tensor([0.0, 1.0])).exp()
+    assert inside.sum() + ends.sum() == pytest.approx(1.0, abs=1e-9)
+    mean = (inside * x).sum() + ends[1]
+    assert law.mean.item() == pytest.approx(mean.item(), abs=1e-9)
+    variance = (inside * (x - mean) ** 2).sum() + ends[0] * mean**2 + ends[1] * (1 - mean) ** 2
+    assert law.variance.item() == pytest.approx(variance.item(), abs=1e-9)
+
+
+def test_draws_of_a_censored_normal_follow_its_law():
+    law = censored(0.1, 0.3)
+    draws = law.expand([100_000]).rsample()
+    assert draws.min() == 0 and draws.max() == 1
+    share = (draws == 0).double().mean().item()
+    expected = law.log_prob(torch.tensor(0.0)).exp().item()
+    assert share == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 1e5))
+    error = 5 * (law.variance / 1e5).sqrt().item()
+    assert draws.mean().item() == pytest.approx(law.mean.item(), abs=error)
+    median = law.icdf(torch.tensor(0.5)).item()
+    assert (draws <= median).double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 316)
+
+
+def test_a_censored_normal_far_beyond_an_end_has_finite_gradients():
+    location = torch.tensor([-40.0, 0.5, 60.0], requires_grad=True)
+    law = CensoredNormal(location, torch.full((3,), 0.5), 0.0, 1.0)
+    (gradient,) = torch.autograd.grad(law.log_prob(torch.tensor([1.0, 1.0, 0.0])).sum(), location)
+    assert gradient.isfinite().all()
+    assert law.support.check(law.rsample()).all()

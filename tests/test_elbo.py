@@ -176,7 +176,7 @@ def test_divergences_are_those_of_textbooks():
         "x0": (model.initial.mean, model.initial.deviation),
     }
     for site, (mean, sd) in prior_sd.items():
-        location, scale = guide._moments(site)
+        location, scale = guide.sites.moments(site)
         exact = (sd / scale).log() + (scale**2 + (location - mean) ** 2) / (2 * sd**2) - 0.5
         torch.testing.assert_close(kl[site], exact.sum(), rtol=1e-12, atol=0.0)
 
@@ -223,7 +223,7 @@ def test_a_stock_autonormal_has_the_elbo_of_the_same_mean_field_guide():
     guide, stock = tame_guide(model), AutoNormal(model)
     stock(data)
     for site in ("field.weights", "likelihood.noise_scale", "x0"):
-        location, scale = guide._moments(site)
+        location, scale = guide.sites.moments(site)
         for module, value in ((stock.locs, location), (stock.scales, scale)):
             *names, last = site.split(".")
             for name in names:
@@ -446,7 +446,7 @@ def test_guide_and_model_take_the_rows_of_the_batch():
     for trace in traces:
         assert trace.nodes["trajectories"]["value"].tolist() == [2, 0]
     location = traces[0].nodes["x0"]["fn"].base_dist.loc
-    assert torch.equal(location, guide._moments("x0")[0][rows])
+    assert torch.equal(location, guide.sites.moments("x0")[0][rows])
     assert torch.equal(traces[1].nodes["values"]["value"], data.values[rows])
 
 

@@ -69,7 +69,7 @@ def test_direct_adjoint_and_finite_differences_agree(plain):
     assert plain.worst_finite_difference <= 1e-4
     assert plain.own_solver < 0.01
     assert {row["parameter"] for row in plain.rows} == {
-        f"{kind}.{site}"
+        f"sites.{kind}.{site}"
         for kind in ("offset", "log_scale")
         for site in ("field__weights", "likelihood__noise_scale", "x0")
     }
@@ -110,7 +110,7 @@ def test_an_adjoint_that_misses_tensors_is_found():
     check = bo.check_gradients(model, guide, data, num_particles=2)
     assert check.worst > 0.01
     wrong = {row["parameter"] for row in check.rows if row["adjoint"] > 0.01}
-    assert wrong == {"offset.field__weights", "log_scale.field__weights"}
+    assert wrong == {"sites.offset.field__weights", "sites.log_scale.field__weights"}
     assert check.worst_finite_difference <= 1e-4
 
 

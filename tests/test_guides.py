@@ -141,7 +141,7 @@ def test_hierarchical_priors_are_mirrored_and_scored_at_the_drawn_scale():
     # the scales that were drawn, by the same random numbers
     torch.manual_seed(1)
     drawn = laws["field.scale"].expand([6, 1]).rsample()
-    location, width = guide._moments("field.weights")
+    location, width = guide.sites.moments("field.weights")
     ratio = (width**2 + location**2) / (2 * drawn**2)
     exact = ((drawn / width).log() + ratio - 0.5).sum(-1).mean()
     torch.testing.assert_close(ours.kl["field.weights"], exact, rtol=1e-10, atol=0.0)
@@ -172,6 +172,19 @@ def test_a_state_dict_makes_a_fresh_guide_the_same():
     )
 
 
+def test_runs_saved_before_the_sites_had_a_table_can_be_read():
+    model, train = model_with(site=SUPPORTED["normal"][0]), data()
+    learned, fresh = bo.MeanFieldGuide(model, train), bo.MeanFieldGuide(model, train)
+    learned.set_site("x0", torch.randn(3, 2), torch.rand(3, 2) + 0.1)
+    state = learned.state_dict()
+    assert all(name.startswith("sites.") for name in state)
+    fresh.load_state_dict({name.removeprefix("sites."): value for name, value in state.items()})
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, state[name])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh.load_state_dict({})
+
+
 def test_x0_is_a_table_addressed_by_label():
     train = data()
     guide = bo.MeanFieldGuide(model_with(), train)
@@ -193,14 +206,14 @@ def test_a_site_is_put_at_a_value_with_a_scale():
     guide = bo.MeanFieldGuide(model_with(), data())
     value, scale = torch.tensor([0.3, 2.0], dtype=DOUBLE), torch.tensor([0.1, 0.4], dtype=DOUBLE)
     with torch.no_grad():
-        guide.offset["likelihood__noise_scale"].add_(3.0)
+        guide.sites.offset["likelihood__noise_scale"].add_(3.0)
     guide.set_site("likelihood.noise_scale", value, scale)
     law = guide.posteriors(data())["likelihood.noise_scale"].base_dist
     torch.testing.assert_close(law.loc.exp(), value)
     torch.testing.assert_close(law.scale, scale)
     # a step of one on the location is a step of one posterior scale
     with torch.no_grad():
-        guide.offset["likelihood__noise_scale"].add_(1.0)
+        guide.sites.offset["likelihood__noise_scale"].add_(1.0)
     moved = guide.posteriors(data())["likelihood.noise_scale"].base_dist
     torch.testing.assert_close(moved.loc - law.loc, scale)
 

@@ -377,7 +377,7 @@ def test_stock_guides_predict_rows_of_the_series_that_are_asked(stock: type):
     assert whole.draws["x0"].std(0).min() > 0
     with pytest.raises(bo.DataError, match="does not declare its posteriors"):
         posterior.elbo_terms()
-    with pytest.raises(bo.DataError, match="unknown series 'z'"):
+    with pytest.raises(bo.DataError, match="series 'z' was not in the fit"):
         posterior.predict(bo.Trajectories([11.0], None, series=["z"], start=10.0))
 
 
@@ -487,12 +487,18 @@ def test_solver_error_is_infinite_where_every_draw_fails():
     assert ensemble.solver_error == math.inf
 
 
-def test_solver_error_needs_a_likelihood_that_tells_its_information(monkeypatch):
+def test_without_its_information_a_likelihood_tells_the_solver_error_by_its_signal(monkeypatch):
     posterior = make_posterior()
-    ensemble = posterior.predict(posterior.train, num_draws=4, seed=1)
+    by_information, by_signal, untold = (
+        posterior.predict(posterior.train, num_draws=4, seed=1) for _ in range(3)
+    )
+    exact = by_information.solver_error
     monkeypatch.delattr(bo.GaussianLikelihood, "fisher")
+    assert by_signal.solver_error == pytest.approx(exact, rel=1e-9)  # the same for normal noise
+    monkeypatch.delattr(torch.distributions.Normal, "variance")
+    monkeypatch.delattr(torch.distributions.Normal, "stddev")
     with pytest.raises(bo.DataError, match="GaussianLikelihood has no fisher"):
-        _ = ensemble.solver_error
+        _ = untold.solver_error
 
 
 def test_float32_models_predict_in_float32():

@@ -240,8 +240,8 @@ def test_the_divergence_of_weights_is_that_of_textbooks_given_the_scale():
     torch.manual_seed(1)
     kl = bo.elbo_terms(model, guide, train, num_particles=20_000).kl["field.weights"].item()
     # E[log p] and E[1/p^2] of a LogNormal p are known: mean over the drawn scales in closed form
-    location, spread = guide._moments("field.scale")
-    groups, (mean, sd) = model.field.layout.groups, guide._moments("field.weights")
+    location, spread = guide.sites.moments("field.scale")
+    groups, (mean, sd) = model.field.layout.groups, guide.sites.moments("field.weights")
     unit = model.field.prior_sd / 1.5
     log_scale = location[groups] + unit.log()
     inverse = (-2 * location + 2 * spread**2).exp()[groups] / unit**2
@@ -281,7 +281,10 @@ def test_latent_scales_are_learned_from_a_warm_start_and_by_a_stock_guide(monkey
     posterior = fit(model, guide, train, **settings)
     assert posterior.history.start_ratio is not None
     assert posterior.settings["prior_scale"] == "hierarchical"
-    before, after = guide._moments("field.scale")[1], posterior.guide._moments("field.scale")[1]
+    before, after = (
+        guide.sites.moments("field.scale")[1],
+        posterior.guide.sites.moments("field.scale")[1],
+    )
     assert (before != after).all()
     drawn = posterior.draws(5, seed=0)
     assert drawn["field.scale"].shape == (5, 4)

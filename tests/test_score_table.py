@@ -11,6 +11,7 @@ from bayesode.baselines import baselines
 from bayesode.datasets import lynx_hare
 from bayesode.diagnostics.score_table import score_table
 from bayesode.errors import DataError, ShapeError
+from bayesode.inference.blocks import blocks_of
 from bayesode.trajectories import Trajectories
 
 SPREAD, NOISE = 0.6, 0.8  # sd of the path over draws and of the noise: together 1
@@ -35,7 +36,25 @@ class GaussianEnsemble:
 
     @property
     def median(self):
-        return self.location.exp() if self.transform == "log" else self.location
+        return scores.quantile(self.values, 0.5)[0]
+
+    @property
+    def path(self):
+        return self.paths
+
+    @property
+    def event_shape(self):
+        return self.paths.shape[3:]
+
+    @property
+    def blocks(self):
+        return blocks_of(self.paths.shape, seed=0)
+
+    def draws_in(self, block):
+        return block.of(self.values)
+
+    def log_prob_in(self, block, test):
+        return block.of(self.log_prob(test))
 
     def log_prob(self, test):
         names = {"log": "LogNormal", "identity": "Normal"}

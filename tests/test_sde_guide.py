@@ -622,7 +622,7 @@ def test_a_warm_start_matches_the_drift_to_the_data_and_says_if_it_cannot():
     )
     guide = bo.SDEGuide(model, train)
     before = bo.elbo_terms(model, guide, train, num_particles=8).elbo
-    guide.warm_start(train)
+    guide.warm_start(model, train)
     assert bo.elbo_terms(model, guide, train, num_particles=8).elbo > before + 100
     scale = guide.location("field.diffusion.scale").exp() / model.units.scale
     torch.testing.assert_close(scale * model.units.time_unit.sqrt(), torch.full((2,), 0.3))
@@ -634,7 +634,7 @@ def test_a_warm_start_matches_the_drift_to_the_data_and_says_if_it_cannot():
         solver=bo.SDESolver(2, 0.2),
     )
     with pytest.raises(bo.DataError, match="warm_start=False"):
-        bo.SDEGuide(hidden, half).warm_start(half)
+        bo.SDEGuide(hidden, half).warm_start(hidden, half)
     fit = bo.fit_svi(
         hidden, bo.SDEGuide(hidden, half), half, num_steps=3, warm_start=False, progress=False
     )
@@ -677,7 +677,7 @@ def test_a_guide_starts_with_paths_near_the_data():
         solver=bo.SDESolver(2, 0.2, noise_step=0.05),
         units=bo.Units.from_data(train),
     )
-    values = bo.SDEGuide(model, train).predictive(model)
+    values = bo.SDEGuide(model, train).predictive(model, train)
     drawn = values.sample(train, 50)
     path = values.paths(drawn, train)[0].mean(0)
     state = model.units.to_state(train.values)

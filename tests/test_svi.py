@@ -125,7 +125,7 @@ def test_fit_reaches_the_exact_mean_field_optimum(settings: dict):
         **settings,
     )
     for site, (mean, sd) in exact_optimum(train).items():
-        location, scale = posterior.guide._moments(site)
+        location, scale = posterior.guide.sites.moments(site)
         assert ((location - mean) / sd).abs().max() < 0.25, site
         assert (scale / sd).log().abs().max() < 0.15, site
     assert len(posterior.history.elbo) == 400
@@ -138,7 +138,7 @@ def test_warm_start_alone_is_at_the_mode_with_the_right_scales():
         model, guide, train, seed=0, num_steps=1, learning_rate=1e-9, progress=False
     )
     for site, (mean, sd) in exact_optimum(train).items():
-        location, scale = posterior.guide._moments(site)
+        location, scale = posterior.guide.sites.moments(site)
         # the noise is estimated there, and pulls the prior's share along
         assert ((location - mean) / sd).abs().max() < 0.3, site
         assert (scale / sd).log().abs().max() < 0.4, site
@@ -234,7 +234,7 @@ def test_rows_that_no_batch_visits_do_not_move_by_a_bit(learning_rate: float):
         for row in range(9):
             assert torch.equal(old[row], new[row]) != moved[row]
     assert {row for row in range(9) if moved[row]} <= visited
-    assert not torch.equal(guide.offset["field__b"], posterior.guide.offset["field__b"])
+    assert not torch.equal(guide.sites.offset["field__b"], posterior.guide.sites.offset["field__b"])
 
 
 def test_a_row_is_left_alone_by_the_momentum_of_its_visits():
@@ -250,16 +250,16 @@ def test_a_row_is_left_alone_by_the_momentum_of_its_visits():
         )
         short = fast(model, guide, train, batch_size=1, num_steps=1, learning_rate=0.1)
         long = fast(model, guide, train, batch_size=1, num_steps=9, learning_rate=0.1)
-    start, first = guide.offset["x0"], short.guide.offset["x0"]
+    start, first = guide.sites.offset["x0"], short.guide.sites.offset["x0"]
     (row,) = (first != start).any(-1).nonzero().flatten().tolist()
-    assert torch.equal(long.guide.offset["x0"][row], first[row])
-    assert (long.guide.offset["x0"] != start).any(-1).all()
+    assert torch.equal(long.guide.sites.offset["x0"][row], first[row])
+    assert (long.guide.sites.offset["x0"] != start).any(-1).all()
 
 
 def test_every_series_is_visited_once_in_an_epoch():
     model, guide, train = linear_problem(num_series=6)
     posterior = fast(model, guide, train, batch_size=2, num_steps=3)
-    moved = (posterior.guide.offset["x0"] != guide.offset["x0"]).any(-1)
+    moved = (posterior.guide.sites.offset["x0"] != guide.sites.offset["x0"]).any(-1)
     assert moved.all()
 
 
@@ -595,7 +595,7 @@ def test_ctrl_c_returns_what_was_reached(monkeypatch):
         posterior = fast(model, guide, train, num_steps=20)
     assert posterior.history.is_interrupted
     assert len(posterior.history.elbo) == 5
-    assert not torch.equal(posterior.guide.offset["x0"], guide.offset["x0"])
+    assert not torch.equal(posterior.guide.sites.offset["x0"], guide.sites.offset["x0"])
     assert posterior.predict(train, num_draws=3, seed=0).values.isfinite().all()
 
 

@@ -308,7 +308,7 @@ def test_xarray_shows_dims_coordinates_and_missing_values():
     assert "time" not in hidden.coords
     assert np.isnan(hidden["values"].sel(series=7, component="predator")[0])
     images = Trajectories([0.0], torch.rand(3, 1, 4, 5)).to_xarray()
-    assert images["values"].dims == ("series", "time", "event0", "event1")
+    assert images["values"].dims == ("series", "time", "row", "column")
 
 
 def test_writing_xarray_does_not_share_memory_with_the_data():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from bayesode import scores, tabular
 from bayesode.baselines import baselines
 from bayesode.data_checks import shape_of
 from bayesode.errors import DataError, ShapeError
+from bayesode.inference.blocks import Block
 from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
@@ -31,9 +35,13 @@ def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
     - `rmse`: of the median, in the unit of the data.
     - `num_points`: number of points.
 
+    Images are scored number by number, a block of series at a time, and baselines see them as
+    vectors; a pixel that is constant in training leaves a baseline without a law, and so without a
+    row.
+
     Args:
         ensemble: Forecast at test's series and times, `posterior.predict(train.at(test), ...)`.
-        test: What was observed, values (series, time, component).
+        test: What was observed, values (series, time, *event).
 
     Returns:
         A pandas DataFrame, one row per forecast.
@@ -46,50 +54,76 @@ def score_table(ensemble: Ensemble, test: Trajectories) -> Any:
         estimation". doi:10.1198/016214506000001437
 
     Example:
-        >>> from types import SimpleNamespace
         >>> from bayesode.datasets import lynx_hare
+        >>> from bayesode.models.contracts import Observe
+        >>> from bayesode.units import Units
         >>> train, test = lynx_hare().split(time=1914)
-        >>> law = torch.distributions.LogNormal(3.0, 0.8)  # a forecast that knows no dynamics
-        >>> levels = torch.linspace(0.0005, 0.9995, 1000).view(-1, 1, 1, 1)
-        >>> forecast = SimpleNamespace(
-        ...     values=law.icdf(levels).expand(-1, 1, 6, 2),
+        >>> normal = torch.distributions.Normal(3.0, 0.8)  # a forecast that knows no dynamics
+        >>> noise = lambda path, mask: torch.distributions.Independent(
+        ...     torch.distributions.LogNormal(torch.full_like(path, 3.0), 0.8), 2
+        ... )
+        >>> logs = normal.icdf(torch.linspace(0.0005, 0.9995, 1000).view(-1, 1, 1, 1))
+        >>> forecast = Ensemble(
+        ...     trajectories=train.at(test),
+        ...     path=logs.expand(-1, 1, 6, 2),
+        ...     observe=Observe(noise, torch.exp),
+        ...     values=logs.exp().expand(-1, 1, 6, 2),
         ...     failed=torch.zeros(1000, 1, dtype=torch.bool),
-        ...     median=torch.full((1, 6, 2), 3.0).exp(),
-        ...     log_prob=lambda test: law.log_prob(test.values).expand(1000, -1, -1, -1),
+        ...     units=Units(transform="log"),
         ...     train=train,
-        ...     transform="log",
+        ...     solver_error=lambda: 0.0,
         ... )
         >>> score_table(forecast, test)["log_score_per_point"].round(2).to_dict()
         {'ensemble': -3.72, 'climatology': -4.37, 'random_walk': -5.0, 'ar2': -3.58}
     """
     values, mask = _observed(test)
-    valid = _validity(ensemble, test, mask)
-    points, draws = values[mask], ensemble.values[:, mask]
-    transform = _transform(ensemble, [points, draws[valid]])
+    _check_shape(ensemble, mask)
+    points, transform = values[mask], _transform(ensemble, test)
     is_log = transform == "log"
     scaled, unscaled = (torch.log, torch.exp) if is_log else (torch.clone, torch.clone)
-    records = [
-        _record(
-            "ensemble",
-            log_score=scores.log_score(ensemble.log_prob(test)[:, mask], valid),
-            crps=scores.crps(scaled(draws), scaled(points), valid),
-            is_covered=scores.interval_covers(draws, points, LEVEL, valid),
-            error=ensemble.median[mask] - points,
-        )
-    ]
+    # numbers, not tensors: small ones that outlive a block would keep its memory from being reused
+    own = [_scored(ensemble, block, test, scaled) for block in ensemble.blocks]
+    records = [_record("ensemble", [sum(part) for part in zip(*own, strict=True)])]
     filled = torch.where(mask, values, 1.0)  # in the support of either family
-    for name, law in baselines(ensemble.train, test, transform=transform).items():
-        record = _record(
-            name,
+    for name, flat in baselines(
+        _vectors(ensemble.train), _vectors(test), transform=transform
+    ).items():
+        law = type(flat)(flat.loc.view_as(values), flat.scale.view_as(values))
+        sums = _sums(
             log_score=law.log_prob(filled)[mask],
             crps=scores.gaussian_crps(law.loc[mask], law.scale[mask], scaled(points)),
             is_covered=(law.cdf(filled)[mask] - 0.5).abs() <= LEVEL / 2,
             error=unscaled(law.loc[mask]) - points,
         )
-        records.append(record)
+        records.append(_record(name, sums))
     table = tabular.frame(records, index="forecast")
     table.attrs["transform"] = transform
     return table
+
+
+def _scored(
+    ensemble: Ensemble, block: Block, test: Trajectories, scaled: Callable[[Tensor], Tensor]
+) -> list[float]:
+    """Sums of the scores of the observed points of one block."""
+    mask = block.at(_observed(test)[1])
+    points, draws = block.at(_observed(test)[0])[mask], ensemble.draws_in(block)[:, mask]
+    valid = _validity(ensemble, block, test, mask)
+    levels = [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2]
+    low, middle, high = scores.quantile(draws, levels, valid)
+    return _sums(
+        log_score=scores.log_score(ensemble.log_prob_in(block, test)[:, mask], valid),
+        crps=scores.crps(scaled(draws), scaled(points), valid),
+        is_covered=(low <= points) & (points <= high),
+        error=middle - points,
+    )
+
+
+def _vectors(data: Trajectories) -> Trajectories:
+    """Images and other events as vectors (series, time, component)."""
+    if data.values is None or data.mask is None or data.values.dim() == 3:
+        return data
+    flat = {"values": data.values.flatten(2), "mask": data.mask.flatten(2), "names": ()}
+    return replace(data, **flat)
 
 
 def _observed(data: Trajectories) -> tuple[Tensor, Tensor]:
@@ -98,15 +132,19 @@ def _observed(data: Trajectories) -> tuple[Tensor, Tensor]:
     return data.values, data.mask
 
 
-def _validity(ensemble: Ensemble, test: Trajectories, mask: Tensor) -> Tensor:
-    """Which draws count at each observed point, shape (draws, points)."""
-    if ensemble.values.shape[1:] != mask.shape:
+def _check_shape(ensemble: Ensemble, mask: Tensor) -> None:
+    shape = (*ensemble.path.shape[1:3], *ensemble.event_shape)
+    if shape != mask.shape:
         raise ShapeError(
-            f"the ensemble has values {shape_of(ensemble.values)}, (draws, series, time, "
-            f"component), but test has {shape_of(mask)}; ask for "
+            f"the ensemble has values {(len(ensemble.path), *shape)}, (draws, series, time, "
+            f"*event), but test has {shape_of(mask)}; ask for "
             "posterior.predict(train.at(test), ...)."
         )
-    rows = mask.nonzero()[:, 0]
+
+
+def _validity(ensemble: Ensemble, block: Block, test: Trajectories, mask: Tensor) -> Tensor:
+    """Which draws count at each observed point of a block, shape (draws, points)."""
+    rows = mask.nonzero()[:, 0] + block.rows.start
     valid = ~ensemble.failed[:, rows]
     has_none = ~valid.any(0)
     if has_none.any():
@@ -118,20 +156,37 @@ def _validity(ensemble: Ensemble, test: Trajectories, mask: Tensor) -> Tensor:
     return valid
 
 
-def _transform(ensemble: Ensemble, numbers: list[Tensor]) -> str:
+def _transform(ensemble: Ensemble, test: Trajectories) -> str:
+    """The ensemble's scale, if everything that is scored on it is positive."""
+    if ensemble.transform == "identity":
+        return "identity"
     values, mask = _observed(ensemble.train)
-    is_positive = all(bool((n > 0).all()) for n in [values[mask], *numbers])
+    points, seen = _observed(test)
+    is_positive = bool((values[mask] > 0).all() and (points[seen] > 0).all()) and all(
+        _has_positive_draws(ensemble, block, block.at(seen)) for block in ensemble.blocks
+    )
     return ensemble.transform if is_positive else "identity"
 
 
-def _record(
-    name: str, *, log_score: Tensor, crps: Tensor, is_covered: Tensor, error: Tensor
-) -> dict[str, str | float | int]:
+def _has_positive_draws(ensemble: Ensemble, block: Block, mask: Tensor) -> bool:
+    draws, failed = ensemble.draws_in(block)[:, mask], ensemble.failed[:, block.rows]
+    return bool(((draws > 0) | failed[:, mask.nonzero()[:, 0]]).all())
+
+
+def _sums(*, log_score: Tensor, crps: Tensor, is_covered: Tensor, error: Tensor) -> list[float]:
+    """Sums over points, and how many there are."""
+    found = (log_score, crps, is_covered, error.square())
+    return [*(score.double().sum().item() for score in found), error.numel()]
+
+
+def _record(name: str, sums: Sequence[float]) -> dict[str, str | float | int]:
+    *totals, num_points = sums
+    log_score, crps, coverage, square = (total / num_points for total in totals)
     return {
         "forecast": name,
-        "log_score_per_point": log_score.mean().item(),
-        "crps": crps.mean().item(),
-        "coverage_90": is_covered.double().mean().item(),
-        "rmse": error.square().mean().sqrt().item(),
-        "num_points": error.numel(),
+        "log_score_per_point": log_score,
+        "crps": crps,
+        "coverage_90": coverage,
+        "rmse": math.sqrt(square),
+        "num_points": int(num_points),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayesode.errors import DataError
 from bayesode.inference.ensemble import Ensemble
-from bayesode.tabular import dataset
+from bayesode.tabular import dataset, event_dims
 from bayesode.trajectories import Trajectories
 
 with warnings.catch_warnings():
@@ -37,15 +37,15 @@ def inference_data(ensemble: Ensemble, data: Trajectories, labels: Mapping[str, 
         make any sum NaN. `failed` of the sample stats marks draws that left the model's bound.
     """
     attributes = {"created_by": "bayesode", "draws": "independent draws of an approximation"}
-    event = [f"event{i}" for i in range(ensemble.values.dim() - 3)]
+    event = event_dims(len(ensemble.event_shape))
     where: dict[str, Any] = {"series": _labels(data)}
     if data.times.dim() == 1:
         where["time"] = data.times.cpu().numpy()
     else:
         where["time_of_series"] = (["series", "time"], data.grid.cpu().numpy())
     seen = dict(where)
-    if len(event) == 1:
-        event, seen["component"] = ["component"], list(ensemble.train.names)
+    if ensemble.train.names:
+        seen["component"] = list(ensemble.train.names)
     variables, coordinates = _posterior(ensemble, labels)
     predictive = {
         name: (["chain", "draw", "series", "time", *event], _chain(values))
@@ -123,4 +123,7 @@ def _points(data: Trajectories) -> dict[str, Any]:
     points = {"obs_series": ("obs", series), "obs_time": ("obs", times)}
     if data.names:
         points["obs_component"] = ("obs", [data.names[i] for i in place[:, 2].tolist()])
+        return points
+    for axis, dim in enumerate(event_dims(len(data.event_shape)), start=2):
+        points[f"obs_{dim}"] = ("obs", place[:, axis].numpy())
     return points

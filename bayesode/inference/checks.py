@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from bayesode.errors import DataError, FitError, ShapeError
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
+
+MAX_AT_ONCE = 5_000_000  # numbers that a decoder makes in one go, 40 MB in float64
 
 
 def check_data(model: DynamicalModel, train: Trajectories) -> None:
@@ -32,8 +35,8 @@ def check_data(model: DynamicalModel, train: Trajectories) -> None:
         place = [int(i) for i in is_wrong.nonzero()[0]]
         raise DataError(
             f"the value {train.values[tuple(place)].item():g} of series {train.series[place[0]]!r} "
-            f"is impossible under {type(model.likelihood).__name__}; mark it as missing or take "
-            "another likelihood."
+            f"{told_impossible(model)}; rescale the data, mark it as missing or take another "
+            "likelihood."
         )
     response = getattr(model.likelihood, "working_response", None)
     bound = getattr(model.solver, "max_state", math.inf)
@@ -52,6 +55,14 @@ def has_random_paths(model: DynamicalModel, data: Trajectories) -> bool:
     return bool(model.solver.priors(*model.units.dimensionless_times(data)))
 
 
+def told_impossible(model: DynamicalModel) -> str:
+    """That a value cannot be, and what the likelihood takes, if it tells its `domain`."""
+    domain = getattr(model.likelihood, "domain", None)
+    takes = "" if domain is None else f", which takes {domain}"
+    return f"is impossible under {type(model.likelihood).__name__}{takes}"
+
+
+@torch.no_grad()
 def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     """Observed values that the likelihood cannot give, booleans shaped like the values.
 
@@ -59,20 +70,29 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
     values: Any = data.values
-    with torch.no_grad():
-        prototype = {s: v.to(values.dtype) for s, v in model.prototype().items()}
-        initial, _, observe = model.build(prototype, data)
-        path = initial.mean.to(values).unsqueeze(-2).expand(*data.grid.shape, -1)
-        law = observe(path, None)
-        if law.event_shape != values.shape[1:]:
-            raise ShapeError(
-                f"the likelihood is of values (series, time, *event) with {tuple(law.event_shape)} "
-                f"for (time, *event), the data have {tuple(values.shape[1:])}."
-            )
-        base: Any = law
-        while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
-            base = base.base_dist
-        return data.mask & ~base.support.check(values)
+    model = copy.deepcopy(model).to(values)
+    size = max(1, data.num_series * MAX_AT_ONCE // max(1, values.numel()))
+    chunks = torch.arange(data.num_series, device=data.start.device).split(size)
+    return torch.cat([_impossible(model, data.rows(rows)) for rows in chunks])
+
+
+def _impossible(model: DynamicalModel, data: Trajectories) -> Tensor:
+    values: Any = data.values
+    prototype = {site: value.to(values.dtype) for site, value in model.prototype().items()}
+    initial, _, observe = model.build(prototype, data)
+    path = initial.mean.to(values).unsqueeze(-2).expand(*data.grid.shape, -1)
+    law = observe(path, None)
+    if law.event_shape != values.shape[1:]:
+        raise ShapeError(
+            f"{type(model.likelihood).__name__} is of values (series, time, *event) with "
+            f"{tuple(law.event_shape)} for (time, *event), the data have "
+            f"{tuple(values.shape[1:])}: give it as many components (dim=), or its "
+            "decoder the event_shape, that they have."
+        )
+    base: Any = law
+    while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
+        base = base.base_dist
+    return data.mask & ~base.support.check(values)  # pyright: ignore
 
 
 def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from bayesode.errors import DataError
+from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import is_local
 from bayesode.models.contracts import Solution, resolve
 from bayesode.models.dynamical import DynamicalModel
@@ -27,6 +28,8 @@ class ELBOTerms:
         is_closed_form: Per site whether the KL is exact or averaged over the draws.
         solution: The solved paths of the draws.
         is_type_two: Whether prior scales were set by the same data: then it bounds no evidence.
+        log_likelihood_per_series: Of each series of the batch by itself, shape (series,).
+        kl_per_series: Likewise, of the sites that every series has for itself.
     """
 
     log_likelihood: Tensor
@@ -34,6 +37,8 @@ class ELBOTerms:
     is_closed_form: dict[str, bool]
     solution: Solution | None = None
     is_type_two: bool = False
+    log_likelihood_per_series: Tensor | None = None
+    kl_per_series: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def total_kl(self) -> Tensor:
@@ -106,7 +111,12 @@ def _draw(law: Any) -> Tensor:
 
 
 def elbo_terms(
-    model: DynamicalModel, guide: Any, trajectories: Trajectories, *, num_particles: int = 1
+    model: DynamicalModel,
+    guide: Any,
+    trajectories: Trajectories,
+    *,
+    num_particles: int = 1,
+    time_weights: Tensor | None = None,
 ) -> ELBOTerms:
     """The terms of the ELBO, each a differentiable scalar.
 
@@ -118,9 +128,12 @@ def elbo_terms(
         guide: A guide that declares `posteriors(trajectories)`.
         trajectories: All series or a batch.
         num_particles: Draws to average over, solved as one batch.
+        time_weights: Of the pointwise log likelihood, (series, time); all 1 by default. Windows of
+            the data need them to stand for the whole.
 
     Raises:
         DataError: If there is not a single particle.
+        ShapeError: If the weights have another shape.
 
     Example:
         >>> import torch, bayesode as bo
@@ -138,16 +151,39 @@ def elbo_terms(
     path_priors = {f"path.{s}": p for s, p in model.solver.priors(start, times).items()}
     priors = model.global_priors() | {"x0": initial} | path_priors
     scale = trajectories.num_total / num_series
-    kl, is_closed_form = {}, {}
+    kl, is_closed_form, kl_per_series = {}, {}, {}
     for site, prior in priors.items():
         divergence, is_closed_form[site] = _kl(laws[site], resolve(prior, values), values[site])
         if is_local(site):  # a law that the series share counts once for each of them
-            divergence = scale * divergence.expand(*divergence.shape[:-1], num_series).sum(-1)
+            each = divergence.expand(*divergence.shape[:-1], num_series)
+            kl_per_series[site] = each.reshape(-1, num_series).mean(0)
+            divergence = scale * each.sum(-1)
         kl[site] = divergence.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
-    log_likelihood = scale * law.log_prob(trajectories.values).sum(-1).mean()  # pyright: ignore
-    return ELBOTerms(log_likelihood, kl, is_closed_form, solution)
+    by_series = _log_likelihood(law, trajectories, time_weights)
+    return ELBOTerms(
+        scale * by_series.sum(-1).mean(),
+        kl,
+        is_closed_form,
+        solution,
+        log_likelihood_per_series=by_series.mean(0),
+        kl_per_series=kl_per_series,
+    )
+
+
+def _log_likelihood(law: Any, trajectories: Trajectories, weights: Tensor | None) -> Tensor:
+    """Log likelihood of each series, its times weighted, (*draws, series)."""
+    if weights is None:
+        return law.log_prob(trajectories.values)
+    if weights.shape != trajectories.grid.shape:
+        raise ShapeError(
+            f"time_weights have the shape {tuple(weights.shape)}, the times (series, time) = "
+            f"{tuple(trajectories.grid.shape)}."
+        )
+    pointwise = law.base_dist.log_prob(trajectories.values)
+    event = law.event_dim - 1  # beside the time
+    return (weights.view(*weights.shape, *[1] * event) * pointwise).flatten(-1 - event).sum(-1)
 
 
 def _kl(posterior: Any, prior: Any, value: Tensor) -> tuple[Tensor, bool]:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesode import scores
 from bayesode.errors import DataError, ShapeError
+from bayesode.inference.blocks import Block, assembled, blocks_of
+from bayesode.inference.randomness import seeded
 from bayesode.inference.variance_parts import PairedPaths, VarianceParts, variance_parts
 from bayesode.models.contracts import Observe
 from bayesode.trajectories import Trajectories
 from bayesode.units import Units
 
 
+@contextmanager
+def without_gradients(seed: int | None) -> Iterator[None]:
+    """A block under a seed, in which no gradient is recorded."""
+    with seeded(seed), torch.no_grad():
+        yield
+
+
 class Ensemble:
     """Draws of the posterior predictive at the asked times.
+
+    What is kept are paths. `signal` and `values` are computed from them when they are read; means,
+    bands and scores compute them block by block (a few series at a time), so that images fit into
+    memory: 200 draws of 100 videos of 32 frames are 2 GB in `values` and 20 MB in each block.
 
     Failed draws (frozen because they left the model's bound) are kept in the arrays and left out
     of means, quantiles and scores; `share_failed` tells how many there are.
@@ -27,7 +42,8 @@ class Ensemble:
         path: Dimensionless paths, shape (draws, series, time, state).
         observe: How the draws are seen.
         failed: Shape (draws, series).
-        values: Noisy draws in users' units, shape (draws, series, time, *event).
+        values: Noisy draws in users' units, shape (draws, series, time, *event), where they are
+            known already; else they are drawn from `observe` when they are needed.
         units: Of the model.
         train: The data of the fit.
         solver_error: Computes the solver's error when asked for.
@@ -35,6 +51,10 @@ class Ensemble:
         path_sd: Computes the posterior sd of the dimensionless paths, (series, time, state), when
             asked for; by default that of the draws.
         pairs: Computes the partners of the draws for `variance_parts` when asked for.
+        noise_seed: Of the noise of the values.
+        observe_rows: How the draws of some series are seen, where that depends on inputs of theirs;
+            `observe` by default.
+        scope: From a seed to a block in which things are drawn and decoded.
     """
 
     def __init__(
@@ -44,18 +64,25 @@ class Ensemble:
         path: Tensor,
         observe: Observe,
         failed: Tensor,
-        values: Tensor,
         units: Units,
         train: Trajectories,
         solver_error: Callable[[], float],
+        values: Tensor | None = None,
         draws: dict[str, Tensor] | None = None,
         path_sd: Callable[[], Tensor] | None = None,
         pairs: Callable[[], PairedPaths] | None = None,
+        noise_seed: int = 0,
+        observe_rows: Callable[[slice], Observe] | None = None,
+        scope: Callable[[int | None], AbstractContextManager[Any]] = without_gradients,
     ) -> None:
         self.trajectories, self.path, self.observe = trajectories, path, observe
-        self.failed, self.values, self.units, self.train = failed, values, units, train
+        self.failed, self.units, self.train = failed, units, train
         self._solver_error, self.draws, self._pairs = solver_error, draws or {}, pairs
-        self._path_sd = self._sd_of_draws if path_sd is None else path_sd
+        self._path_sd = (lambda: self.sd(of="path")) if path_sd is None else path_sd
+        self.noise_seed, self._scope = noise_seed, scope
+        self._observe_rows = observe_rows or (lambda rows: self.observe)
+        if values is not None:
+            self.values = values
 
     def __repr__(self) -> str:
         draws, series, times = self.path.shape[:3]
@@ -82,7 +109,70 @@ class Ensemble:
     @cached_property
     def signal(self) -> Tensor:
         """What would be observed without noise, shape (draws, series, time, *event)."""
-        return self.observe.signal(self.path)
+        return self._whole("signal")
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Noisy draws in users' units, shape (draws, series, time, *event).
+
+        The same whatever was asked for before: their noise has a seed of its own.
+        """
+        return self._whole("values")
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one observation."""
+        return self.values.shape[3:] if "values" in vars(self) else self._decoded_shape
+
+    @cached_property
+    def _decoded_shape(self) -> torch.Size:
+        with self._scope(self.noise_seed):  # one series at one time tells it
+            return self._observe_rows(slice(0, 1)).signal(self.path[:, :1, :1]).shape[3:]
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Pieces of the draws that fit into memory one at a time; a single one of small data."""
+        return blocks_of((*self.path.shape[:3], *self.event_shape), self.noise_seed)
+
+    def draws_in(self, block: Block, of: str = "values") -> Tensor:
+        """The draws in one block, shape (draws, series, time, ...), kept if it is the only one.
+
+        Args:
+            block: One of `blocks`.
+            of: "values" (with noise), "signal", "states" or "path" (dimensionless states).
+
+        Raises:
+            DataError: For anything else.
+        """
+        if of not in ("values", "signal", "states", "path"):
+            raise DataError(f"of= must be 'values', 'signal', 'states' or 'path', not {of!r}.")
+        if of == "path" or of in vars(self):
+            return block.of(getattr(self, of))
+        if len(self.blocks) == 1:
+            return getattr(self, of)
+        return self._computed(block, of)
+
+    def _computed(self, block: Block, of: str) -> Tensor:
+        path = block.of(self.path)
+        if of == "states":
+            return self.units.to_users(path)
+        observe = self._observe_rows(block.rows)
+        with self._scope(block.seed):
+            return observe.signal(path) if of == "signal" else observe(path, None).sample()
+
+    def _whole(self, of: str) -> Tensor:
+        return assembled(self.blocks, (self._computed(block, of) for block in self.blocks))
+
+    def _each(self, of: str, summary: Callable[[Block, Tensor], Tensor]) -> Tensor:
+        """A summary (any, series, time, ...) of the draws of every block, in one piece."""
+        return assembled(self.blocks, (summary(b, self.draws_in(b, of)) for b in self.blocks))
+
+    def _points(self, of: str, summary: Callable[[Block, Tensor], Tensor]) -> Tensor:
+        """A summary (series, time, ...) of the draws of every block, in one piece."""
+        return self._each(of, lambda block, draws: summary(block, draws)[None])[0]
+
+    def _valid_in(self, block: Block) -> Tensor:
+        return ~self.failed[:, block.rows]
 
     @property
     def share_failed(self) -> float:
@@ -106,7 +196,7 @@ class Ensemble:
         the cap. True for a series of which every draw failed.
         """
         with torch.no_grad():
-            return ~(self._path_sd() <= 1)
+            return ~(self._path_sd() <= 1)  # NaN counts
 
     @property
     def share_undetermined(self) -> float:
@@ -122,8 +212,16 @@ class Ensemble:
 
         NaN for a series of which every draw failed; `predict` warns of it.
         """
-        valid = self._valid(self.signal)
-        return torch.where(valid, self.signal, 0.0).sum(0) / valid.sum(0)
+        return self._points("signal", lambda b, x: scores.mean(x, self._valid_in(b)))
+
+    def sd(self, *, of: str = "values") -> Tensor:
+        """Standard deviation over the draws, shape (series, time, ...).
+
+        Args:
+            of: "values" (with noise: that of a new observation), "signal", "states" or "path"
+                (the dimensionless states).
+        """
+        return self._points(of, lambda b, x: scores.sd(x, self._valid_in(b)))
 
     @cached_property
     def median(self) -> Tensor:
@@ -135,12 +233,13 @@ class Ensemble:
 
         Args:
             levels: Between 0 and 1.
-            of: "values" (with noise), "signal" or "states".
+            of: As in `sd`.
         """
         wanted = torch.as_tensor(levels, dtype=self.path.dtype).reshape(-1)
         if not ((wanted >= 0) & (wanted <= 1)).all():
             raise DataError(f"quantile levels lie between 0 and 1, not {levels}.")
-        return scores.quantile(self._of(of), wanted.tolist(), ~self.failed)
+        levels = wanted.tolist()
+        return self._each(of, lambda b, x: scores.quantile(x, levels, self._valid_in(b)))
 
     def interval(self, level: float = 0.9, *, of: str = "values") -> tuple[Tensor, Tensor]:
         """Lower and upper end of the central interval, each (series, time, ...)."""
@@ -172,8 +271,14 @@ class Ensemble:
         if len(self.path) < 2:
             raise DataError("a single draw has no variance: ask for num_draws of 2 or more.")
         pairs = self.paired()
-        with torch.no_grad():
-            return variance_parts(self.path, self.observe, self.failed, pairs)
+        return VarianceParts(*assembled(self.blocks, (self._parts(b, pairs) for b in self.blocks)))
+
+    def _parts(self, block: Block, pairs: PairedPaths) -> Tensor:
+        """The parts of the variance in one block, (part, series, time, *event)."""
+        own, observe = pairs.of(block), self._observe_rows(block.rows)
+        with self._scope(block.seed):
+            failed = self.failed[:, block.rows]
+            return torch.stack(variance_parts(block.of(self.path), observe, failed, own).all)
 
     def paired(self) -> PairedPaths:
         """The partners of the draws, solved at each call.
@@ -185,6 +290,7 @@ class Ensemble:
             raise DataError("this ensemble was not made by predict(...): nothing can be redrawn.")
         return self._pairs()
 
+    # ---- scores ----------------------------------------------------------------------------------
     def log_prob(self, test: Trajectories) -> Tensor:
         """Log likelihood of single observations given each draw, (draws, series, time, *event).
 
@@ -195,6 +301,73 @@ class Ensemble:
             DataError: If `test` has other times than were asked.
             ShapeError: If it has other series or components.
         """
+        self._observed(test)
+        return assembled(self.blocks, (self.log_prob_in(b, test) for b in self.blocks))
+
+    def log_prob_in(self, block: Block, test: Trajectories) -> Tensor:
+        """`log_prob` of the series and times of one block."""
+        values, mask = self._observed(test)
+        observe, path = self._observe_rows(block.rows), block.of(self.path)
+        with self._scope(block.seed):
+            law = observe(path, block.at(mask))
+            return law.base_dist.log_prob(block.at(values).to(path.dtype))  # type: ignore
+
+    def log_score(self, test: Trajectories) -> Tensor:
+        """Log of the predictive density of each observation, shape (series, time, *event), nats.
+
+        As `bayesode.scores.log_score`, block by block; NaN where nothing was observed.
+
+        Args:
+            test: As in `log_prob`.
+
+        Raises:
+            DataError: As `log_prob`.
+            ShapeError: As `log_prob`.
+        """
+        _, mask = self._observed(test)
+        parts = (
+            scores.log_score(self.log_prob_in(b, test), self._valid_in(b))[None]
+            for b in self.blocks
+        )
+        return torch.where(mask, assembled(self.blocks, parts)[0], torch.nan)
+
+    def crps(self, test: Trajectories) -> Tensor:
+        """Continuous ranked probability score of each observation, (series, time, *event).
+
+        As `bayesode.scores.crps`, block by block; NaN where nothing was observed.
+
+        Args:
+            test: As in `log_prob`.
+
+        Raises:
+            DataError: As `log_prob`.
+            ShapeError: As `log_prob`.
+        """
+        values, mask = self._observed(test)
+        found = self._points(
+            "values", lambda b, x: scores.crps(x, b.at(values).to(x), self._valid_in(b))
+        )
+        return torch.where(mask, found, torch.nan)
+
+    def covers(self, test: Trajectories, level: float = 0.9) -> Tensor:
+        """Whether the central interval holds each observation, booleans (series, time, *event).
+
+        False where nothing was observed: the coverage is `covers(test)[test.mask].double().mean()`.
+
+        Args:
+            test: As in `log_prob`.
+            level: Probability of the interval.
+
+        Raises:
+            DataError: As `log_prob`, or if the level lies outside [0, 1].
+            ShapeError: As `log_prob`.
+        """
+        values, mask = self._observed(test)
+        low, high = self.interval(level)
+        return mask & (low <= values) & (values <= high)
+
+    def _observed(self, test: Trajectories) -> tuple[Tensor, Tensor]:
+        """Values and mask of data at the asked series and times."""
         if test.values is None or test.mask is None:
             raise DataError("scores need observed values; this is a question without values.")
         asked = self.trajectories
@@ -205,26 +378,10 @@ class Ensemble:
             )
         if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
             raise DataError("the data have other times than the ensemble: predict(train.at(test)).")
-        if test.values.shape[2:] != self.values.shape[3:] or test.names != self.train.names:
+        if test.event_shape != self.event_shape or test.names != self.train.names:
             raise ShapeError(
-                f"scores need the components of the fit, {list(self.train.names)}, not "
-                f"{list(test.names)} of shape {tuple(test.values.shape[2:])}."
+                f"scores need the components of the fit, {list(self.train.names)} of shape "
+                f"{tuple(self.event_shape)}, not {list(test.names)} of shape "
+                f"{tuple(test.event_shape)}."
             )
-        with torch.no_grad():
-            law = self.observe(self.path, test.mask)
-            return law.base_dist.log_prob(test.values.to(self.path.dtype))  # type: ignore
-
-    def _sd_of_draws(self) -> Tensor:
-        valid = self._valid(self.path)
-        count = valid.sum(0)
-        mean = torch.where(valid, self.path, 0.0).sum(0) / count
-        squares = torch.where(valid, self.path - mean, 0.0).square().sum(0)
-        return torch.where(count > 0, (squares / (count - 1).clamp_min(1)).sqrt(), torch.inf)
-
-    def _of(self, name: str) -> Tensor:
-        if name not in ("values", "signal", "states"):
-            raise DataError(f"of= must be 'values', 'signal' or 'states', not {name!r}.")
-        return getattr(self, name)
-
-    def _valid(self, draws: Tensor) -> Tensor:
-        return ~self.failed.view(*self.failed.shape, *[1] * (draws.dim() - 2))
+        return test.values, test.mask

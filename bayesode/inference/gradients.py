@@ -16,6 +16,7 @@ from bayesode.inference.checks import has_random_paths
 from bayesode.inference.copies import own_copies
 from bayesode.inference.objectives import Objective, objective_for
 from bayesode.inference.randomness import seeded
+from bayesode.inference.window_schemes import Window
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import ODESolver
 from bayesode.threads import threads_for
@@ -119,7 +120,7 @@ def check_gradients(
         def loss(solver: Any) -> Tensor:
             model.solver = solver
             with seeded(seed):
-                return objective.loss(data, num_particles)
+                return objective.loss(Window(data), num_particles)
 
         return GradientCheck(_compare(objective, loss, model.solver))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -10,41 +10,19 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from bayesode.errors import DataError
 from bayesode.inference.checks import has_random_paths
+from bayesode.inference.site_table import SiteTable
 from bayesode.models.contracts import resolve
 from bayesode.models.dynamical import DynamicalModel, median
 from bayesode.trajectories import Trajectories
-
-INITIAL_SCALE = 0.01  # of the unconstrained site, before any start is known
-INITIAL_UNIT = 0.1  # in which a location moves until then
 
 
 def is_local(site: str) -> bool:
     """Whether a site is drawn once per series, inside the plate."""
     return site == "x0" or site.startswith("path.")
-
-
-def scalar_support(law: Any) -> constraints.Constraint:
-    """The support of one entry of a distribution."""
-    support = law.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
-
-
-def posterior_family(
-    support: constraints.Constraint, location: Tensor, scale: Tensor
-) -> dist.TorchDistribution:
-    """The mean-field family on a support: Normal, LogNormal, or a Normal pushed onto it."""
-    # by repr: a constraint of a copied guide is another object than torch's own
-    if repr(support) == repr(constraints.real):
-        return dist.Normal(location, scale)
-    if repr(support) in (repr(constraints.positive), repr(constraints.nonnegative)):
-        return dist.LogNormal(location, scale)
-    return dist.TransformedDistribution(dist.Normal(location, scale), [biject_to(support)])
 
 
 class MeanFieldGuide(PyroModule):
@@ -75,20 +53,10 @@ class MeanFieldGuide(PyroModule):
             raise DataError(
                 "a model with random paths needs a guide that draws them, SDEGuide(model, data)."
             )
-        prototype, priors = model.prototype(), model.global_priors()
-        self.supports: dict[str, tuple[Any, int]] = {}
-        self.offset, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
-        for site, value in prototype.items():
-            prior = resolve(priors[site], prototype)
-            if prior.support.is_discrete:  # pyright: ignore[reportOptionalMemberAccess]
-                raise DataError(
-                    f"{site} has a discrete prior, {prior}, and no gradient: sum it out of the "
-                    "likelihood or give it a continuous prior."
-                )
-            self.supports[site] = scalar_support(prior), prior.event_dim
-            self._add(site, biject_to(scalar_support(prior)).inv(value))
-        law = model.build(prototype, trajectories)[0]
-        self._add("x0", median(law).expand(trajectories.num_series, *law.event_shape))
+        self.sites = SiteTable.of_shared(model)
+        law = model.build(model.prototype(), trajectories)[0]
+        x0 = median(law).expand(trajectories.num_series, *law.event_shape)
+        self.sites.add("x0", x0, constraints.real, event_dim=1)
         self.series = trajectories.series
         self.to(dtype=None if trajectories.values is None else trajectories.values.dtype)
 
@@ -98,66 +66,67 @@ class MeanFieldGuide(PyroModule):
         Raises:
             DataError: For a series that has no row.
         """
-        laws = {}
-        for site, (support, event_dim) in self.supports.items():
-            law = posterior_family(support, *self._moments(site))
-            laws[site] = law.to_event(event_dim - law.event_dim)
-        location, scale = self._moments("x0")
+        laws = {site: self.sites.law(site) for site in self.supports}
+        location, scale = self.sites.moments("x0")
         if trajectories.series != self.series:
             rows = self.rows(trajectories)
             location, scale = location[rows], scale[rows]
         laws["x0"] = dist.Normal(location, scale).to_event(1)
         return laws
 
-    def _moments(self, site: str) -> tuple[Tensor, Tensor]:
-        """Location and scale of the unconstrained site."""
-        key = _key(site)
-        origin, unit = getattr(self, f"origin_{key}"), getattr(self, f"unit_{key}")
-        return origin + unit * self.offset[key], self.log_scale[key].exp()
+    @property
+    def supports(self) -> dict[str, Any]:
+        """Support and event dimensions of each global site."""
+        return {site: own for site, own in self.sites.supports.items() if not is_local(site)}
 
     def location(self, site: str) -> Tensor:
         """Location of the unconstrained site."""
-        return self._moments(site)[0].detach()
-
-    def _add(self, site: str, origin: Tensor) -> None:
-        key, origin = _key(site), origin.detach().clone()
-        self.register_buffer(f"origin_{key}", origin)
-        self.register_buffer(f"unit_{key}", torch.full_like(origin, INITIAL_UNIT))
-        self.offset[key] = nn.Parameter(torch.zeros_like(origin))
-        self.log_scale[key] = nn.Parameter(torch.full_like(origin, math.log(INITIAL_SCALE)))
+        return self.sites.moments(site)[0].detach()
 
     def forward(self, trajectories: Trajectories) -> dict[str, Tensor]:
         """The guide as a Pyro program."""
-        laws = self.posteriors(trajectories)
-        values = {site: pyro.sample(site, law) for site, law in laws.items() if not is_local(site)}
-        with trajectories.plate():
-            values["x0"] = pyro.sample("x0", laws["x0"])
-        return values
+        return draw_declared(self.posteriors(trajectories), trajectories)
 
     def rows(self, trajectories: Trajectories) -> Tensor:
         """Rows of the table of initial states that belong to these series, (series,)."""
-        return rows_of(self.series, trajectories).to(self.offset["x0"].device)
+        return rows_of(self.series, trajectories).to(self.location("x0").device)
 
     def row_parameters(self) -> list[nn.Parameter]:
         """Parameters with one row per series, in the order of `series`."""
-        return [self.offset["x0"], self.log_scale["x0"]]
+        return self.sites.parameters_of("x0")
 
-    @torch.no_grad()
     def set_site(
         self, site: str, value: Tensor, scale: Tensor | None = None, unit: Tensor | None = None
     ) -> None:
-        """Put the posterior of a site at a value; `scale` is that of the unconstrained site.
+        """Put the posterior of a site at a value, see `SiteTable.set_site`."""
+        self.sites.set_site(site, value, scale, unit)
 
-        From here on the location is optimised in `unit`, by default `scale`: with steps of one size
-        for every weight the first one alone would throw a stiff direction many sds away.
-        """
-        support = constraints.real if site == "x0" else self.supports[site][0]
-        key, origin = _key(site), getattr(self, f"origin_{_key(site)}")
-        origin.copy_(biject_to(support).inv(value.to(origin)))
-        self.offset[key].zero_()
-        if scale is not None:
-            getattr(self, f"unit_{key}").copy_((scale if unit is None else unit).to(origin))
-            self.log_scale[key].copy_(scale.to(origin).log().expand_as(origin))
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
+    ) -> None:
+        # runs that were saved before the sites had a table of their own
+        own = prefix + "sites."
+        for name in [n for n in state_dict if n.startswith(prefix) and not n.startswith(own)]:
+            state_dict[own + name.removeprefix(prefix)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def draw_declared(laws: Mapping[str, Any], trajectories: Trajectories) -> dict[str, Tensor]:
+    """Issue the posteriors that a guide declares as sites of a Pyro program.
+
+    Args:
+        laws: The law of each site, in the model's order, or a function of earlier values.
+        trajectories: Whose plate holds the local sites.
+    """
+    values: dict[str, Tensor] = {}
+    for site, law in laws.items():
+        if not is_local(site):
+            values[site] = pyro.sample(site, resolve(law, values))
+    with trajectories.plate():
+        for site, law in laws.items():
+            if is_local(site):
+                values[site] = pyro.sample(site, resolve(law, values))
+    return values
 
 
 def rows_of(known: tuple[str | int, ...], trajectories: Trajectories) -> Tensor:
@@ -175,7 +144,3 @@ def rows_of(known: tuple[str | int, ...], trajectories: Trajectories) -> Tensor:
             "posterior.condition(new)."
         )
     return torch.tensor([rows[label] for label in trajectories.series])
-
-
-def _key(site: str) -> str:
-    return site.replace(".", "__")  # torch forbids dots in the names of parameters

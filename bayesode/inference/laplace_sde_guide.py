@@ -127,7 +127,7 @@ class LaplaceSDEGuide(Float64Module):
             zip(parts, self.noise.split([len(p.mean) for p in parts.values()]), strict=True)
         )
 
-    def predictive(self, model: DynamicalModel) -> LinearisedSDEPredictive:
+    def predictive(self, model: DynamicalModel, train: Trajectories) -> LinearisedSDEPredictive:
         """Draws and paths of this posterior."""
         return LinearisedSDEPredictive(model, self)
 

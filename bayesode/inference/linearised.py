@@ -103,7 +103,7 @@ class LaplaceGuide(Float64Module):
         """
         return rows_of(self.series, trajectories).to(self.x0.device)
 
-    def predictive(self, model: DynamicalModel) -> LinearisedPredictive:
+    def predictive(self, model: DynamicalModel, train: Trajectories) -> LinearisedPredictive:
         """Draws and linearised paths of this posterior."""
         return LinearisedPredictive(model, self)
 
@@ -113,7 +113,7 @@ class LaplaceGuide(Float64Module):
         The most probable x0 at the mean weights; it follows the weights as the data demand,
         x0 = gain w + e, so that their covariance is carried along.
         """
-        center = self.predictive(model).shared(self.weights[None], self.noise[None])
+        center = LinearisedPredictive(model, self).shared(self.weights[None], self.noise[None])
         x0 = infer_initial_states(model, center, new).mean[0]
         data = replace(FitData.of(model, new), field=self.field(model))
         point = Point(self.weights, x0.unsqueeze(1))

@@ -79,6 +79,11 @@ def check_members(members: Sequence[Posterior]) -> None:
         kinds = [type(one.model.likelihood).__name__ for one in (first, member)]
         if kinds[0] != kinds[1]:
             raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
+        if any(True for _ in member.model.likelihood.parameters()):
+            raise DataError(
+                f"a {kinds[1]} with learned parameters (a decoder) is another one in every member: "
+                "such posteriors cannot be mixed; average their predictions yourself."
+            )
 
 
 def has_process_noise(member: Posterior) -> bool:

@@ -23,6 +23,7 @@ from bayesode.inference.members import (
     shares,
 )
 from bayesode.inference.posterior import Posterior
+from bayesode.inference.predict import observe_some
 from bayesode.inference.randomness import seeded
 from bayesode.inference.variance_parts import PairedPaths
 from bayesode.inference.windows import check_after, check_inside, data_window, is_after
@@ -260,28 +261,27 @@ class Mixture:
         order = torch.randperm(sum(len(part.path) for part in parts)).to(first.path.device)
         path = torch.cat([part.path for part in parts])[order]
         failed = torch.cat([part.failed for part in parts])[order]
-        values = torch.cat([part.values for part in parts])[order]
         draws = joined_draws([part.draws for part in parts], order)
-        sites = {site: value.unsqueeze(1) for site, value in unnest("likelihood", draws).items()}
+        sites = {s: v.unsqueeze(1) for s, v in draws.items() if s.startswith("likelihood.")}
         likelihood: Any = self.model.likelihood
-        observe = likelihood.build(sites, first.trajectories.inputs)
         if self.inflation > 1:
-            wide = inflated(path, failed, likelihood.fisher(path, sites), self.inflation)
+            information = likelihood.fisher(path, unnest("likelihood", sites))
+            wide = inflated(path, failed, information, self.inflation)
             is_ahead = is_after(self.train, first.trajectories).unsqueeze(-1)
             path = torch.where(is_ahead, wide, path)
-            values = observe(path, None).sample()
         return Ensemble(
             trajectories=first.trajectories,
             path=path,
-            observe=observe,
+            observe=observe_some(self.model, sites, first.trajectories, slice(None)),
             failed=failed,
-            values=values,
             draws=draws,
             units=first.units,
             train=self.train,
             solver_error=lambda: max(part.solver_error for part in parts),
             path_sd=lambda: _sd(path, failed, parts),
             pairs=lambda: self._paired(parts, order),
+            noise_seed=int(torch.randint(2**31, ())),
+            observe_rows=lambda rows: observe_some(self.model, sites, first.trajectories, rows),
         )
 
     def _paired(self, parts: Sequence[Ensemble], order: Tensor) -> PairedPaths:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import pyro
 import torch
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from bayesode.errors import FitError
-from bayesode.inference.checks import check_sites, drawn_sites
-from bayesode.inference.copies import autoguides
+from bayesode.inference.checks import check_sites
 from bayesode.inference.elbo import elbo_terms
-from bayesode.inference.warm_start import UNFITTED_SCALE, Start, find_start
+from bayesode.inference.pyro_objective import PyroObjective
+from bayesode.inference.warm_start import Start, find_start
+from bayesode.inference.window_schemes import Window, check_labels
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
-
-CREATE_PLATES = (
-    "give it the model's plate, for example AutoNormal(model, create_plates=lambda data: "
-    "data.plate()), or fit without batch_size."
-)
-NUM_CHECKS = 20  # rows that a guide draws itself agree by chance in one of two runs of two series
 
 
 class Objective(Protocol):
@@ -39,7 +29,7 @@ class Objective(Protocol):
         """Make the parameters and check that guide and model fit together."""
         ...
 
-    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
+    def loss(self, window: Window, num_particles: int) -> Tensor:
         """A differentiable estimate of the negative ELBO, a scalar."""
         ...
 
@@ -50,8 +40,12 @@ class Objective(Protocol):
     default_learning_rate: float  # over a number of steps that is given
     cycle_learning_rate: float  # of the first cycle where it is not
 
-    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
-        """Torch optimisers over all parameters."""
+    def groups(self) -> dict[str, list[Tensor]]:
+        """Parameters with a learning rate of their own, by the name of the group."""
+        ...
+
+    def optimizers(self, make: Callable[..., Any], rates: Mapping[str, float]) -> list[Any]:
+        """Torch optimisers over all parameters, at the rate of each group."""
         ...
 
     def before_step(self, batch: Trajectories) -> None:
@@ -84,7 +78,7 @@ class TermsObjective:
         """Put the guide near the data."""
         self.prepare(train, 1)
         if hasattr(self.guide, "warm_start"):  # a guide that knows a start of its own
-            self.guide.warm_start(train)
+            self.guide.warm_start(self.model, train)
             return None
         start = find_start(self.model, train)
         order = train.positions(self.guide.series)
@@ -99,35 +93,75 @@ class TermsObjective:
         """Make the parameters and check that guide and model fit together."""
         check_sites(self.model, self.guide.posteriors(batch), batch)
 
-    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
-        """A differentiable estimate of the negative ELBO, a scalar."""
-        terms = elbo_terms(self.model, self.guide, batch, num_particles=num_particles)
+    def loss(self, window: Window, num_particles: int) -> Tensor:
+        """A differentiable estimate of the negative ELBO, a scalar.
+
+        The weight of the KL terms is that of their gradient: the value is the whole bound.
+        """
+        check_labels(self.guide, window.trajectories)
+        terms = elbo_terms(
+            self.model,
+            self.guide,
+            window.trajectories,
+            num_particles=num_particles,
+            time_weights=window.weights,
+        )
         if terms.solution is not None:
             self.num_evaluations = terms.solution.num_evaluations
-        return -terms.elbo
+        kl = torch.lerp(terms.total_kl.detach(), terms.total_kl, window.kl_weight)
+        return kl - terms.log_likelihood
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """Everything that is optimised."""
-        return dict(self.guide.named_parameters())
+        """Everything that is optimised: the guide and what is not random in the model."""
+        own = {f"model.{name}": parameter for name, parameter in self.model.named_parameters()}
+        everything = dict(self.guide.named_parameters()) | own
+        return {name: p for name, p in everything.items() if p.requires_grad}
 
-    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
-        """Torch optimisers over all parameters."""
-        everything = list(self.named_parameters().values())
-        if not self.is_minibatch:
-            return [make([{"params": everything, "lr": learning_rate}])]
+    def groups(self) -> dict[str, list[Tensor]]:
+        """The guide's groups, by default one; the model's parameters are among the networks.
+
+        Raises:
+            FitError: If the guide's groups leave a parameter out.
+        """
+        mine = [p for p in self.guide.parameters() if p.requires_grad]
+        groups: dict[str, list[Tensor]] = {"locations": mine}
+        if hasattr(self.guide, "parameter_groups"):
+            groups = {
+                n: [p for p in ps if p.requires_grad]
+                for n, ps in self.guide.parameter_groups().items()
+            }
+        own = [p for p in self.model.parameters() if p.requires_grad]
+        if own:
+            groups["networks"] = [*groups.get("networks", []), *own]
+        grouped = {id(p) for parameters in groups.values() for p in parameters}
+        missing = [n for n, p in self.named_parameters().items() if id(p) not in grouped]
+        if missing:
+            raise FitError(
+                f"parameter_groups() of {type(self.guide).__name__} leaves out {missing}: they "
+                "would stay where they are. Put them into a group, or freeze them."
+            )
+        return groups
+
+    def optimizers(self, make: Callable[..., Any], rates: Mapping[str, float]) -> list[Any]:
+        """Torch optimisers over all parameters, at the rate of each group."""
         # Rows that a batch does not visit must not move: Adam's momentum would carry them on.
-        own = self.guide.row_parameters()
-        rows = {id(parameter) for parameter in own}
-        shared = [p for p in everything if id(p) not in rows]
-        shared_optimizer = make([{"params": shared, "lr": learning_rate}])
-        return [shared_optimizer, torch.optim.SparseAdam(own, lr=learning_rate)]
+        rows = {id(p) for p in self.guide.row_parameters()} if self.is_minibatch else set()
+        shared, own = [], []
+        for name, parameters in self.groups().items():
+            for chosen, is_row in ((shared, False), (own, True)):
+                some = [p for p in parameters if (id(p) in rows) == is_row]
+                if some:
+                    chosen.append({"params": some, "lr": rates[name]})
+        optimizers = [make(shared)] if shared else []
+        return optimizers + ([torch.optim.SparseAdam(own)] if own else [])
 
     def before_step(self, batch: Trajectories) -> None:
         """Called between backward and step."""
-        if not self.is_minibatch:
+        own = self.guide.row_parameters() if self.is_minibatch else []
+        if not own:
             return
         rows = self.guide.rows(batch)
-        for parameter in self.guide.row_parameters():
+        for parameter in own:
             gradient = parameter.grad[rows]
             parameter.grad = torch.sparse_coo_tensor(
                 rows[None], gradient, parameter.shape, check_invariants=False
@@ -136,115 +170,7 @@ class TermsObjective:
     def status(self) -> dict[str, str]:
         """Figures for the progress bar."""
         shown = {"evaluations": str(self.num_evaluations)}
-        if "likelihood.noise_scale" in self.guide.supports:
+        if "likelihood.noise_scale" in getattr(self.guide, "supports", ()):
             noise = self.guide.location("likelihood.noise_scale").exp().mean()
             shown["noise"] = f"{noise.item():.3g}"
         return shown
-
-
-class PyroObjective:
-    """Pyro's `Trace_ELBO`, for autoguides and hand-written guides."""
-
-    default_learning_rate = 1e-3  # absolute: larger steps throw stiff weights off the fit
-    cycle_learning_rate = 1e-3
-    scale_ratio = 30  # parameters named scale move faster: they start at a guess
-
-    def __init__(self, model: DynamicalModel, guide: Any, is_minibatch: bool) -> None:
-        if hasattr(model.solver, "noise_grid"):
-            raise FitError(
-                f"{type(guide).__name__} does not know to which times the increments of a random "
-                "path belong, so nothing could be predicted: take SDEGuide(model, train)."
-            )
-        if is_minibatch and isinstance(guide, AutoContinuous):
-            raise FitError(
-                f"{type(guide).__name__} has one joint law for all series and cannot be fitted by "
-                "minibatches: leave batch_size out, or take MeanFieldGuide."
-            )
-        self.model, self.guide, self.is_minibatch = model, guide, is_minibatch
-        self._parameters: dict[str, Tensor] = {}
-
-    def warm_start(self, train: Trajectories) -> Start | None:
-        """Put the guide near the data."""
-        if not isinstance(self.guide, AutoGuide) or self.guide.prototype_trace is not None:
-            return None
-        start = find_start(self.model, train)
-        dtype = train.values.dtype  # type: ignore[union-attr]
-        values = {site: value.to(dtype) for site, value in start.values.items()}
-        for part in autoguides(self.guide):
-            part._model = (_StartAt(values)(part.model),)
-            if hasattr(part, "_init_scale"):
-                part._init_scale = UNFITTED_SCALE
-        self.guide(train)  # the first call makes the parameters: with every series, not a batch
-        return start
-
-    def prepare(self, batch: Trajectories, num_particles: int) -> None:
-        """Make the parameters and check that guide and model fit together."""
-        if not callable(self.guide):
-            raise FitError(f"a guide is a Pyro program, {self.guide!r} cannot be called.")
-        self._check_plates(batch)
-        with pyro.poutine.trace(param_only=True) as capture:
-            self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
-        nodes: dict[str, Any] = dict(capture.trace.nodes)
-        found = {name: site["value"].unconstrained() for name, site in nodes.items()}
-        # a module that a guide uses twice gives each of its parameters two names
-        self._parameters = {n: p for p, n in {p: n for n, p in found.items()}.items()}
-        if not self._parameters:
-            raise FitError("the guide has no parameters: nothing can be fitted.")
-
-    def loss(self, batch: Trajectories, num_particles: int) -> Tensor:
-        """A differentiable estimate of the negative ELBO, a scalar."""
-        return self._elbo(num_particles).differentiable_loss(self.model, self.guide, batch)
-
-    def named_parameters(self) -> dict[str, Tensor]:
-        """Everything that is optimised."""
-        return self._parameters
-
-    def optimizers(self, make: Callable[..., Any], learning_rate: float) -> list[Any]:
-        """Torch optimisers over all parameters."""
-        fast = [p for name, p in self._parameters.items() if "scale" in name]
-        slow = [p for name, p in self._parameters.items() if "scale" not in name]
-        groups = [(slow, learning_rate), (fast, self.scale_ratio * learning_rate)]
-        return [make([{"params": p, "lr": rate} for p, rate in groups if p])]
-
-    def before_step(self, batch: Trajectories) -> None:
-        """Called between backward and step."""
-
-    def status(self) -> dict[str, str]:
-        """Figures for the progress bar."""
-        return {}
-
-    def _elbo(self, num_particles: int) -> Trace_ELBO:
-        return Trace_ELBO(
-            num_particles=num_particles,
-            vectorize_particles=num_particles > 1,
-            max_plate_nesting=1,
-        )
-
-    def _check_plates(self, batch: Trajectories) -> None:
-        """The guide must take the rows that the batch has, and not by chance."""
-        for _ in range(NUM_CHECKS if self.is_minibatch else 1):
-            trace = pyro.poutine.trace(self.guide).get_trace(batch)
-            check_sites(self.model, drawn_sites(trace), batch)
-            plate, local = trace.nodes.get("trajectories"), trace.nodes.get("x0")
-            if plate is None and self.is_minibatch and local is not None:
-                raise FitError(
-                    "in a minibatch the guide draws x0 outside the plate 'trajectories' of the "
-                    f"model: {CREATE_PLATES}"
-                )
-            if plate is not None and not torch.equal(torch.as_tensor(plate["value"]), batch.index):
-                raise FitError(
-                    "in a minibatch the guide takes the series "
-                    f"{plate['value'].tolist()[:5]} where the model has "
-                    f"{batch.index.tolist()[:5]}: {CREATE_PLATES}"
-                )
-
-
-class _StartAt(Messenger):
-    """Latent sites begin at given values, whatever an autoguide's own rule says."""
-
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]

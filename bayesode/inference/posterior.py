@@ -17,6 +17,7 @@ from bayesode.inference import arviz, storage
 from bayesode.inference.conditioning import check_new, condition_draws
 from bayesode.inference.elbo import ELBOTerms, elbo_terms
 from bayesode.inference.ensemble import Ensemble
+from bayesode.inference.guides import rows_of
 from bayesode.inference.predict import in_users_units, predict
 from bayesode.inference.predictive import predictive_of
 from bayesode.inference.randomness import seeded
@@ -196,21 +197,22 @@ class Posterior:
         """The posterior for new series: their initial states, inferred from their first points.
 
         What the series share (weights, constants, noise) keeps the posterior of the fit. After
-        Laplace x0 is linearised along with the weights; else it is inferred for every draw of
-        them, never at their mean.
+        Laplace x0 is linearised along with the weights; an encoder reads it off the new values;
+        else it is inferred for every draw of the weights, never at their mean.
 
         Args:
             new: Observed series with the components of the fit, on any times and from any starts;
                 the prior fills what they leave open. A label of the fit is inferred anew.
-            num_draws: Draws of the shared sites that are kept (Laplace needs none).
+            num_draws: Draws of the shared sites that are kept (Laplace and encoders need none).
             seed: As in `predict`.
 
         Returns:
             A posterior whose `train` is `new`: ask it with predict(new.at(times)).
 
         Raises:
-            DataError: If nothing is observed, components are others than in the fit, values lie
-                outside the model's bound, or its paths are random and it was fitted by SVI.
+            DataError: If nothing is observed, or not what an encoder reads, components are others
+                than in the fit, values lie outside the model's bound, or its paths are random and
+                it was fitted by SVI.
 
         Example:
             >>> import bayesode as bo
@@ -231,12 +233,13 @@ class Posterior:
             self._active(used_seed),
             threads_for(num_draws * new.num_series),
         ):
+            conditioned = {"seed": used_seed}
             if hasattr(self.guide, "condition"):
                 guide = self.guide.condition(self.model, new)
             else:
                 draws = self.predictive.sample(self.train, num_draws)
                 guide = condition_draws(self.model, draws, new)
-        conditioned = {"num_draws": num_draws, "seed": used_seed}
+                conditioned |= {"num_draws": num_draws}
         settings = self.settings | {"conditioned": conditioned}
         return Posterior(self.model, guide, new, history=self.history, settings=settings)
 
@@ -275,9 +278,7 @@ class Posterior:
             yield
 
     def _check_question(self, question: Trajectories) -> None:
-        if hasattr(self.guide, "rows"):
-            self.guide.rows(question)
-        rows = self.train.positions(question.series)
+        rows = rows_of(self.train.series, question).to(self.train.start.device)
         difference = (question.start.to(self.train.start) - self.train.start[rows]).abs()
         if (difference > 1e-9 * self.model.units.time_unit).any():
             row = int(difference.argmax())

@@ -15,6 +15,7 @@ from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.guides import is_local
 from bayesode.inference.predictive import Predictive
 from bayesode.inference.variance_parts import PairedPaths, paired_paths
+from bayesode.models.contracts import Observe, unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
@@ -55,8 +56,8 @@ def predict(
         values = predictive.sample(question, num_draws)
         _, _, observe = model.build(values, question)
         path, failed = predictive.paths(values, question, solver)
-        drawn = observe(path, None).sample()
-        seed_of_pairs = int(torch.randint(2**31, ()))  # `seed` again would repeat these draws
+        # `seed` again would repeat these draws
+        noise_seed, seed_of_pairs = torch.randint(2**31, (2,)).tolist()
 
     def pairs() -> PairedPaths:
         with scope(seed_of_pairs), threads_for(num_rows):
@@ -69,14 +70,34 @@ def predict(
         path=path,
         observe=observe,
         failed=failed,
-        values=drawn,
         draws=in_users_units(model, values),
         units=model.units,
         train=train,
         solver_error=lambda: predictive.solver_error(values, question),
         path_sd=None if uncapped_sd is None else lambda: uncapped_sd(question),
         pairs=pairs,
+        noise_seed=noise_seed,
+        observe_rows=lambda rows: observe_some(model, values, question, rows),
+        scope=scope,
     )
+
+
+def observe_some(
+    model: DynamicalModel, values: Mapping[str, Tensor], question: Trajectories, rows: slice
+) -> Observe:
+    """How draws of some of the series are seen, with the inputs of these.
+
+    Args:
+        model: Whose likelihood it is.
+        values: Drawn sites of it, {"likelihood.noise_scale": ...}.
+        question: All series.
+        rows: Those that are wanted.
+    """
+    inputs = question.inputs
+    index = torch.arange(question.num_series)[rows]
+    likelihood: Any = model.likelihood
+    some = None if inputs is None else inputs.rows(index)
+    return likelihood.build(unnest("likelihood", values), some)
 
 
 def in_users_units(model: DynamicalModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -67,7 +68,7 @@ class Predictive(Protocol):
 def predictive_of(model: DynamicalModel, guide: Any, train: Trajectories) -> Predictive:
     """How a fitted guide predicts: in its own way, by its declaration, or by running it."""
     if hasattr(guide, "predictive"):
-        return guide.predictive(model)
+        return guide.predictive(model, train)
     if hasattr(guide, "posteriors"):
         return SolvedPredictive(model, lambda q, n, given: declared_draws(guide, q, n, given))
     return SolvedPredictive(model, lambda q, n, given: _traced(model, guide, train, q, n, given))
@@ -197,13 +198,9 @@ def solver_error(
             own solver and torchdiffeq's dopri5 at 1e-8.
 
     Raises:
-        DataError: If the likelihood does not tell its information.
+        DataError: If the likelihood tells neither its information nor its sd.
     """
-    if not hasattr(model.likelihood, "fisher"):
-        raise DataError(
-            f"{type(model.likelihood).__name__} has no fisher(path, values), which says how large "
-            "an error is beside the noise."
-        )
+    model = copy.deepcopy(model).double()  # with decoder and all: the reference is a tight one
     rows = torch.arange(min(ERROR_SERIES, question.num_series)).to(question.start.device)
     some = {
         site: (value[:, rows] if is_local(site) else value)[:ERROR_DRAWS].double()
@@ -218,12 +215,50 @@ def solver_error(
     is_compared = ~(has_failed | has_no_reference)
     if not is_compared.any():
         return math.inf
-    site_values = {s.removeprefix("likelihood."): v for s, v in some.items()}
-    information = model.likelihood.fisher(own, site_values)  # type: ignore[operator]
-    distance = (own - reference)[..., : information.shape[-1]]
-    error = (distance.square() * information)[is_compared].mean().sqrt().item()
+    distance = squared_distance(model, some, compared, own, reference)
+    error = distance[is_compared].mean().sqrt().item()
     if error > LARGEST_SOLVER_ERROR:
         warnings.warn(
             f"the solver's error is {error:.2g} of the noise; take a smaller step.", stacklevel=4
         )
     return error
+
+
+def squared_distance(
+    model: DynamicalModel,
+    values: Mapping[str, Tensor],
+    question: Trajectories,
+    path: Tensor,
+    reference: Tensor,
+) -> Tensor:
+    """Squared distance of two paths in units of the noise, (*draws, series, time, *event).
+
+    By the information of the values about the state, where the likelihood tells it; else, as under
+    a decoder, the difference of the signals over the sd of the values.
+
+    Args:
+        model: The generative model.
+        values: Drawn global sites.
+        question: Series and times.
+        path: Dimensionless, (*draws, series, time, state).
+        reference: Likewise.
+
+    Raises:
+        DataError: If the likelihood tells neither.
+    """
+    likelihood: Any = model.likelihood
+    if hasattr(likelihood, "fisher"):
+        own = {s.removeprefix("likelihood."): v for s, v in values.items()}
+        information = likelihood.fisher(path, own)
+        return (path - reference)[..., : information.shape[-1]].square() * information
+    observe = likelihood.build(unnest("likelihood", values), question.inputs)
+    try:
+        sd = observe(reference).stddev
+    except NotImplementedError as error:
+        raise DataError(
+            f"{type(likelihood).__name__} has no fisher(path, values), and its law no variance: "
+            "nothing says how large an error is beside the noise."
+        ) from error
+    # a pixel that is certain has no noise at all, and rounding would count as an error
+    floor = sd.amax() * torch.finfo(sd.dtype).eps ** 0.5
+    return ((observe.signal(path) - observe.signal(reference)) / sd.clamp_min(floor)).square()

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from bayesode.errors import DataError, ShapeError
-from bayesode.inference.guides import MeanFieldGuide, is_local
+from bayesode.inference.guides import MeanFieldGuide, draw_declared
 from bayesode.inference.sde_noise import ShiftedNoise
 from bayesode.inference.sde_predictive import SDEPredictive
 from bayesode.inference.warm_start import match_drift
-from bayesode.models.contracts import rate_of, resolve
+from bayesode.models.contracts import rate_of
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.models.solvers import FixedGridSolver, SDESolver
 from bayesode.smoothing import smooth
@@ -167,15 +166,7 @@ class SDEGuide(PyroModule):
 
     def forward(self, trajectories: Trajectories) -> dict[str, Tensor]:
         """The guide as a Pyro program."""
-        laws, values = self.posteriors(trajectories), {}
-        for site, law in laws.items():
-            if not is_local(site):
-                values[site] = pyro.sample(site, law)
-        with trajectories.plate():
-            for site, law in laws.items():
-                if is_local(site):
-                    values[site] = pyro.sample(site, resolve(law, values))
-        return values
+        return draw_declared(self.posteriors(trajectories), trajectories)
 
     # ---- what fits and posteriors ask of a guide -------------------------------------------------
     @property
@@ -192,10 +183,10 @@ class SDEGuide(PyroModule):
         """Location of an unconstrained site."""
         return self.shared.location(site)
 
-    def warm_start(self, train: Trajectories) -> None:
+    def warm_start(self, model: DynamicalModel, train: Trajectories) -> None:
         """Match the drift to the smoothed data and put x0 on them; no path is solved."""
         order = train.positions(self.series)
-        for site, start in match_drift(self._model[0], train).items():
+        for site, start in match_drift(model, train).items():
             value, scale = start.value, start.scale
             if site == "x0":
                 value, scale = value[order], scale[order]
@@ -209,7 +200,7 @@ class SDEGuide(PyroModule):
         """Parameters with one row per series, in the order of `series`."""
         return [*self.shared.row_parameters(), self.offset, self.share_logit]
 
-    def predictive(self, model: DynamicalModel) -> SDEPredictive:
+    def predictive(self, model: DynamicalModel, train: Trajectories) -> SDEPredictive:
         """How the fitted guide predicts."""
         return SDEPredictive(model, self)
 

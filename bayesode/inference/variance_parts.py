@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
+from bayesode.inference.blocks import Block
 from bayesode.inference.guides import is_local
 from bayesode.inference.predictive import Predictive
 from bayesode.models.contracts import Observe, Solver
@@ -60,6 +61,11 @@ class VarianceParts:
     observation: Tensor
 
     @property
+    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The parts in their order."""
+        return self.weights, self.initial, self.process, self.observation
+
+    @property
     def total(self) -> Tensor:
         """Sum of the parts, shape (series, time, *event)."""
         return self.weights + self.initial + self.process + self.observation
@@ -93,6 +99,11 @@ class PairedPaths:
     redrawn: Tensor
     rewalked: Tensor
     failed: Tensor
+
+    def of(self, block: Block) -> PairedPaths:
+        """Those of the series and times of one block."""
+        failed = self.failed[:, block.rows]
+        return PairedPaths(block.of(self.redrawn), block.of(self.rewalked), failed)
 
 
 def paired_paths(

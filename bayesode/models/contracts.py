@@ -58,10 +58,13 @@ class VectorField:
         function: f(t, x) with x (*draws, series, state) and t a scalar or (series, 1).
         tensors: Everything that `function` closes over and gradients must reach. An adjoint
             differentiates these alone; what is missing here gets no gradient, without an error.
+        matrix: Of a linear field, dx/dt = x @ matrix, shape (*draws, state, state); None of any
+            other. A solver may use it in place of the function.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
     tensors: tuple[Tensor, ...] = ()
+    matrix: Tensor | None = None
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """dx/dt, shaped like x."""
@@ -142,7 +145,8 @@ class Observe:
     Args:
         law: (path, mask) -> distribution of values (time, *event); `base_dist.log_prob` is the
             pointwise log likelihood. mask may be None.
-        signal: path -> what would be seen without noise (the median), in users' units.
+        signal: path -> what would be seen without noise, in users' units: the median, or the mean
+            under a decoder.
     """
 
     law: Callable[[Tensor, Tensor | None], dist.TorchDistribution]

@@ -71,7 +71,12 @@ class NormalInitial(nn.Module):
                 )
             self.mean = mean.to(self.mean)
         if self.scale is not None:
-            self.deviation = (self.scale / units.scale).to(self.deviation)
+            self.deviation = (self.scale / units.scale[: self.dim]).to(self.deviation)
+
+    def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take means and sds of the leading components from a start, in dimensionless units."""
+        self.mean[: len(mean)] = mean.to(self.mean)
+        self.deviation[: len(deviation)] = deviation.to(self.deviation)
 
     def priors(self) -> Priors:
         """Nothing is random beside x0 itself."""

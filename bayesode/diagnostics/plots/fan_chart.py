@@ -15,6 +15,7 @@ from torch import Tensor
 from bayesode import scores
 from bayesode.data_checks import shape_of
 from bayesode.diagnostics.plots.style import (
+    FOLLOWED,
     LINE,
     SHADES,
     STYLE,
@@ -24,13 +25,13 @@ from bayesode.diagnostics.plots.style import (
     array,
     draw_undetermined,
     new_panels,
+    series_title,
     set_limits,
 )
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
-FOLLOWED = "#009e73"  # green, tells itself from blue and vermilion (Okabe and Ito 2008)
 MAX_SERIES = 4  # columns that fit on a page
 OUTER_REACH, INNER_REACH = 0.5, 1.5  # ranges of the data by which bands may stretch an axis
 
@@ -86,9 +87,12 @@ def fan_chart(
             "needs one series or more, levels between 0 and 1 and num_paths >= 0, not "
             f"{labels}, {levels} and {num_paths}."
         )
+    if len(ensemble.event_shape) != 1:
+        raise ShapeError(
+            "needs values (draws, series, time, component); these have events of shape "
+            f"{tuple(ensemble.event_shape)}: take frame_rows(ensemble, data) for images."
+        )
     values, kept = ensemble.values[:, rows], ~ensemble.failed[:, rows]
-    if values.dim() != 4:
-        raise ShapeError(f"needs values (draws, series, time, component), not {shape_of(values)}.")
     size, tails = values.shape[-1], [(1 - width) / 2 for width in widths]
     bands = array(scores.quantile(values, [*tails, 0.5, *(1 - t for t in tails[::-1])], kept))
     data = [_points(some, size) for some in (train, test) if some is not None]
@@ -108,17 +112,10 @@ def fan_chart(
             found = [points[k][1][:, component] for points in data for k in labels if k in points]
             _follow_data(panels[component], found, bands[..., component], ensemble.transform)
         for column, label in enumerate(labels):
-            panels[0, column].set_title(_title(label, kept[:, column]))
+            panels[0, column].set_title(series_title(label, kept[:, column]))
             panels[-1, column].set_xlabel("time")
         add_legend(figure, panels, is_own=axes is None)
     return figure
-
-
-def _title(label: str | int, kept: Tensor) -> str:
-    """Name of a series, and the share of its draws that failed."""
-    share = 100 * (1 - kept.double().mean().item())
-    title = label if isinstance(label, str) else f"series {label}"
-    return title + (f"\n{share:.3g} % of draws failed" if share else "")
 
 
 def _undetermined(ensemble: Ensemble, size: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from bayesode.errors import ShapeError
+from bayesode.trajectories import Trajectories
 
 # For a paper's column at full size; axes of the user's own keep the user's style.
 STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6}
@@ -26,6 +28,7 @@ STYLE |= dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"]
 TRAIN: dict[str, Any] = dict(label="training data", marker="o", c="black", ms=1.8)
 TEST: dict[str, Any] = dict(label="held-out data", marker="s", c="#d55e00", mfc="w", ms=2.6)
 LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
+FOLLOWED = "#009e73"  # green, tells itself from blue and vermilion
 UNDETERMINED: dict[str, Any] = {"fc": "#d4d4d4", "ec": "none", "lw": 0}
 
 
@@ -81,6 +84,24 @@ def draw_undetermined(panel: Axes, places: Any, flags: Any) -> None:
         span = float(left[first]), float(right[last - 1])
         # over the bands, which may fill the panel, and under the lines
         panel.axvspan(*span, zorder=1.05, alpha=0.75, label=label, **UNDETERMINED)
+
+
+def series_title(label: str | int, kept: Tensor) -> str:
+    """Name of a series, and the share of its draws that failed."""
+    share = 100 * (1 - kept.double().mean().item())
+    title = label if isinstance(label, str) else f"series {label}"
+    return title + (f"\n{share:.3g} % of draws failed" if share else "")
+
+
+def horizon_of(train: Trajectories, label: str | int) -> float:
+    """Time of the last point of a series that the fit saw; of all series, if it is a new one."""
+    if train.mask is None:
+        return math.inf
+    is_seen = train.mask.flatten(2).any(-1)
+    if label in train.series:
+        row = train.series.index(label)
+        is_seen = is_seen & (torch.arange(len(is_seen), device=is_seen.device) == row)[:, None]
+    return train.grid[is_seen].max().item() if is_seen.any() else math.inf
 
 
 def array(tensor: Tensor) -> np.ndarray:

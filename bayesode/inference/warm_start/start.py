@@ -129,8 +129,10 @@ def check_smoothable(model: DynamicalModel) -> None:
     """
     if not hasattr(model.likelihood, "working_response"):
         raise FitError(
-            f"{type(model.likelihood).__name__} has no working_response(values), which the warm "
-            "start needs: add it, or call fit_svi(..., warm_start=False)."
+            f"{type(model.likelihood).__name__} has no working_response(values): its values do "
+            "not show the state, which fit_laplace and the warm start of a table of initial states "
+            "need. Call fit_svi(model, AmortizedGuide(model, encoder), train), or fit_svi(..., "
+            "warm_start=False)."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayesode.errors import DataError
+from bayesode.errors import DataError, ShapeError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import (
     Priors,
@@ -15,7 +15,6 @@ from bayesode.models.contracts import (
     Values,
     VectorField,
     named_sites,
-    rate_of,
     unnest,
 )
 from bayesode.units import Units
@@ -70,6 +69,23 @@ class Composite(nn.Module):
             for site, tuning in part.tunable().items()  # type: ignore[operator]
         }
 
+    def silent(self) -> dict[str, Tensor]:
+        """Values of sites at which networks of the parts give 0, see `BayesianMLP.silent`."""
+        return {
+            f"{name}.{site}": value
+            for name, part in self.parts()
+            if hasattr(part, "silent")
+            for site, value in part.silent().items()  # type: ignore[operator]
+        }
+
+    def linear_site(self) -> str | None:
+        """The site that takes the flat matrix of a linear field, of the first part that has one."""
+        for name, part in self.parts():
+            site = part.linear_site() if hasattr(part, "linear_site") else None
+            if site is not None:
+                return f"{name}.{site}"
+        return None
+
 
 class Sum(Composite):
     """The sum of named fields, each with its own sites `name.site`.
@@ -102,11 +118,24 @@ class Sum(Composite):
         yield from self.fields.items()
 
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
-        """The field of drawn values of all parts."""
-        built = [part.build(unnest(name, values), inputs) for name, part in self.parts()]
+        """The field of drawn values of all parts; linear if all of them are.
+
+        Its rate raises a ShapeError if the parts have rates of different sizes.
+        """
+        built = {name: part.build(unnest(name, values), inputs) for name, part in self.parts()}
 
         def total(t: Tensor, x: Tensor) -> Tensor:
-            first, *others = (rate_of(field, t, x) for field in built)
+            rates: dict[str, Tensor] = {name: field(t, x) for name, field in built.items()}
+            first, *others = rates.values()
+            if any(rate.shape[-1] != first.shape[-1] for rate in others):  # 1 would be broadcast
+                sizes = {name: rate.shape[-1] for name, rate in rates.items()}
+                raise ShapeError(
+                    f"the fields of a sum have rates of {sizes} components for states of shape "
+                    f"{tuple(x.shape)}: give all of them the same (dim_out of a network)."
+                )
             return sum(others, start=first)
 
-        return VectorField(total, tuple(tensor for field in built for tensor in field.tensors))
+        tensors = tuple(tensor for field in built.values() for tensor in field.tensors)
+        matrices = [getattr(field, "matrix", None) for field in built.values()]
+        is_linear = all(matrix is not None for matrix in matrices)
+        return VectorField(total, tensors, sum(matrices) if is_linear else None)  # type: ignore

@@ -111,6 +111,16 @@ class BayesianMLP(nn.Module):
             return {}
         return {"weights": Tuning(self.layout.groups, "prior_sd")}
 
+    def silent(self) -> dict[str, Tensor]:
+        """Weights at which the network gives 0 and yet can learn: only its last layer is 0.
+
+        A place to start from beside another field; all weights at 0 would have no gradient. The
+        others are drawn by torch's generator, with variance 1 / fan_in.
+        """
+        sd = self.layout.per_weight(lambda fan_in: fan_in**-0.5, 0.0).to(self.prior_sd)
+        last = 2 * len(self.config["hidden"])
+        return {"weights": torch.where(self.layout.groups < last, sd * torch.randn_like(sd), 0.0)}
+
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
         """The field of drawn weights (num_weights,) or (*draws, 1, num_weights)."""
         pieces = self.layout.unpack(without_plate(values["weights"]))

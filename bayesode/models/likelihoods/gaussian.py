@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesode.distributions import observed_law
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import Observe, Values
+from bayesode.models.likelihoods.decoded import DecodedGaussian
 from bayesode.models.likelihoods.noise import NoiseScale
 from bayesode.units import Units
 
@@ -16,18 +19,32 @@ from bayesode.units import Units
 class GaussianLikelihood(NoiseScale):
     """Values are the state in users' units plus normal noise; `noise_scale` is latent.
 
+    With a decoder, `GaussianLikelihood(decoder=module, noise="shared")`, they are what it makes of
+    a latent state plus normal noise, in a `DecodedGaussian`, which has the arguments for that.
+
     Args:
         dim: Number of observed components, the leading ones of the state.
         shared: One noise scale for all components in place of one each.
         prior_median: Of the noise scale, in users' units; three tenths of the data's sd by default.
         prior_log_scale: Sd of its logarithm.
 
+    Raises:
+        DataError: For settings that are no positive numbers.
+
     Example:
         >>> import torch
         >>> observe = GaussianLikelihood(1).build({"noise_scale": torch.tensor([0.5])})
         >>> observe(torch.zeros(4, 7, 1)).log_prob(torch.zeros(4, 7, 1)).shape
         torch.Size([4])
+        >>> GaussianLikelihood(decoder=torch.nn.Linear(2, 50), noise="entry").event_shape
+        (50,)
     """
+
+    def __new__(cls, *arguments: Any, decoder: nn.Module | None = None, **settings: Any) -> Any:
+        """A likelihood of the state, or of what a decoder makes of it: two things to be."""
+        if decoder is None or cls is not GaussianLikelihood:
+            return super().__new__(cls)
+        return DecodedGaussian(decoder, *arguments, **settings)
 
     def build(self, values: Values, inputs: Inputs | None = None) -> Observe:
         """The law of values along a path, for noise scales (dim,) or (*draws, 1, dim)."""

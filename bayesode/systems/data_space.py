@@ -1,4 +1,4 @@
-"""Complete systems: functions that only compose parts and return (model, guide)."""
+"""Systems whose state is what was observed."""
 
 from __future__ import annotations
 
@@ -269,13 +269,3 @@ def _check_plan(plan: FitPlan, train: Trajectories, likelihood: str, engine: str
     names = list(plan.units["names"])
     if names != list(train.names):
         raise ShapeError(f"the plan is for components {names}, the data have {list(train.names)}.")
-
-
-def rebuild(recipe: dict[str, Any], train: Trajectories) -> tuple[DynamicalModel, Any]:
-    """The system that `recipe` (of a saved run) describes, untrained."""
-    arguments = dict(recipe["arguments"])
-    plan = FitPlan.from_config(arguments.pop("plan"))
-    return SYSTEMS[recipe["system"]](train, plan=plan, verbose=False, **arguments)
-
-
-SYSTEMS = {"neural_ode": neural_ode, "neural_sde": neural_sde}
