@@ -15,6 +15,7 @@ from bayesode.inference.guides import draw_declared, rows_of
 from bayesode.inference.predictive import Given, SolvedPredictive, declared_draws
 from bayesode.inference.site_table import SiteTable
 from bayesode.models.dynamical import DynamicalModel
+from bayesode.models.modules import check_is_function
 from bayesode.trajectories import Trajectories
 
 # (model, guide, train) -> None: puts both near the data before a fit
@@ -36,7 +37,8 @@ class AmortizedGuide(PyroModule):
 
     Raises:
         DataError: If the model declares random paths, a site is discrete, or the encoder is no
-            module.
+            module, or another function in training than in prediction (dropout, batch
+            normalisation).
 
     Example:
         >>> import torch, bayesode as bo
@@ -67,6 +69,7 @@ class AmortizedGuide(PyroModule):
             raise DataError(
                 f"encoder={encoder!r} is no module; take ConvEncoder(event_shape, dim) or another."
             )
+        check_is_function(encoder)
         if hasattr(model.solver, "noise_grid"):
             raise DataError(
                 "a model with random paths needs a guide that draws them, SDEGuide(model, data)."

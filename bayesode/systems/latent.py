@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bayesode.data_checks import as_list, check_size
+from bayesode.data_checks import as_list, check_positive, check_size
 from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
 from bayesode.models.dynamical import DynamicalModel
@@ -27,9 +27,6 @@ from bayesode.trajectories import Trajectories
 BATCH_SIZE, NUM_STEPS = 32, 1000
 # Adam's: linear maps are right from the start, and larger steps make them worse
 NETWORK_RATE, LINEAR_RATE = 1e-3, 1e-4
-# Sds of values at which encoder and decoder learn at their rates: images have about .3, and a tenth
-# or ten times that changes little; a hundred times that wrecks a fit.
-SMALLEST_SD, LARGEST_SD = 0.02, 5.0
 
 
 def ode_vae(
@@ -41,6 +38,7 @@ def ode_vae(
     network: str = "auto",
     decoder: str = "deterministic",
     dim_content: int = 0,
+    gap: float | str | None = "auto",
     verbose: bool = True,
 ) -> tuple[DynamicalModel, AmortizedGuide]:
     """An ODE-VAE, or latent Bayesian neural ODE: encoder, latent dynamics, decoder.
@@ -68,14 +66,16 @@ def ode_vae(
         decoder: "deterministic" weights of the decoder, or "bayesian" ones.
         dim_content: Components of the state that stand still along a series and that field and
             decoder see: what a video shows, beside how it moves.
+        gap: Time between two frames, in the unit of the data: the model answers at whole multiples
+            of it. "auto" finds it in the data; with None, as "auto" finds for irregular times, it
+            answers at any time.
         verbose: Print what was composed.
 
     Returns:
         Model and guide, ready for `fit` or `fit_svi`; the guide knows what settings suit it.
 
     Raises:
-        DataError: For data without values, an unknown likelihood, network or decoder, or values
-            for "gaussian" whose sd is far from one.
+        DataError: For data without values, an unknown likelihood, network, decoder or gap.
         ShapeError: For "conv" on what is no image.
 
     Source: Yildiz et al. (2019), arXiv:1905.10994, for the first-order model with a Bayesian field;
@@ -98,10 +98,10 @@ def ode_vae(
         "decoder": decoder,
         "dim_content": dim_content,
     }
-    _check(train, arguments)
+    _check(train, arguments | {"gap": gap})
     event, dim = train.event_shape, dim_latent + dim_content
     kind = network_for(network, event)
-    units, gap = frame_units(train)
+    units, gap = frame_units(train, gap)
     model = DynamicalModel(
         initial=initial_law(dim_latent, dim_content),
         field=latent_field(dim_latent, dim_content, arguments["hidden"]),
@@ -109,13 +109,14 @@ def ode_vae(
         solver=solver_for(gap, is_linear=not arguments["hidden"]),
         units=units,
     ).to(train.values.dtype)  # type: ignore[union-attr]
-    model.recipe = {"system": "ode_vae", "arguments": arguments}
+    # with the gap: a saved run may hold new series, which do not tell that of the training data
+    model.recipe = {"system": "ode_vae", "arguments": arguments | {"gap": gap}}
     guide = AmortizedGuide(
         model,
         encoder_of(kind, event, dim),
         start=start_of(dim_latent),
         defaults=_defaults(train, kind),
-    )
+    ).to(train.values.dtype)  # type: ignore[union-attr]
     if verbose:
         print(_told(train, arguments, kind, gap, guide.defaults))
     return model, guide
@@ -132,19 +133,8 @@ def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
     check_size(dim_latent=arguments["dim_latent"], **widths)
     if arguments["dim_content"] != 0:
         check_size(dim_content=arguments["dim_content"])
-    if arguments["likelihood"] == "gaussian":
-        _check_scale(train)
-
-
-def _check_scale(train: Trajectories) -> None:
-    """Refuse numbers that no network learns at the usual rates; constant ones are another error."""
-    sd = train.values[train.mask].std(correction=0).item()  # type: ignore[index]
-    if sd and not SMALLEST_SD <= sd <= LARGEST_SD:
-        raise DataError(
-            f"the values have an sd of {sd:.3g}, and encoder and decoder learn numbers of size "
-            f"one, an sd between {SMALLEST_SD:g} and {LARGEST_SD:g}: divide pixels from 0 to 255 "
-            "by 255, and other values by their sd."
-        )
+    if arguments["gap"] not in ("auto", None):
+        check_positive(gap=arguments["gap"])
 
 
 def _defaults(train: Trajectories, kind: str) -> dict[str, Any]:

@@ -103,17 +103,31 @@ def latent_field(dim_latent: int, dim_content: int, hidden: Sequence[int]) -> nn
     return WithConstants(field, dim_content) if dim_content else field
 
 
-def frame_units(train: Trajectories) -> tuple[Units, float | None]:
-    """Units in which one gap between frames is 1, and the gap in users' units if all are equal."""
+def frame_units(train: Trajectories, gap: float | str | None) -> tuple[Units, float | None]:
+    """Units in which one gap between frames is 1, and the gap, if frames are to have one.
+
+    Args:
+        train: Frames.
+        gap: "auto" takes that of the data, None where they have no common one.
+    """
+    found = _common_gap(train) if gap == "auto" else gap
+    unit: Any = _usual_gap(train) if found is None else found
+    return Units(time_origin=train.start.min().item(), time_unit=unit), found  # type: ignore
+
+
+def _usual_gap(train: Trajectories) -> float:
+    """The median time between two frames; 1 if no series has two."""
     is_real = torch.arange(train.grid.shape[-1] - 1) < train.num_times.cpu()[:, None] - 1
     gaps = train.grid.cpu().diff()[is_real]
-    if not len(gaps):
-        return Units(time_origin=train.start.min().item()), None
-    gap = gaps.median().item()
+    return gaps.median().item() if len(gaps) else 1.0
+
+
+def _common_gap(train: Trajectories) -> float | None:
+    """The usual gap if all frames are whole multiples of it after their starts."""
+    gap = _usual_gap(train)
     offsets = (train.grid - train.start.unsqueeze(-1)).cpu() / gap
     is_even = ((offsets - offsets.round()).abs() < EVEN * (1 + offsets.abs())).all()
-    units = Units(time_origin=train.start.min().item(), time_unit=gap)
-    return units, gap if is_even else None
+    return gap if is_even else None
 
 
 def solver_for(gap: float | None, *, is_linear: bool) -> Any:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from bayesode.errors import DataError
 from bayesode.inference.amortized import Start
 from bayesode.inference.latent_start import closed_components, start_latent
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
+# Sds of values at which encoder and decoder learn at their rates: images have about .3, and a tenth
+# or ten times that changes little; a hundred times that wrecks a fit.
+SMALLEST_SD, LARGEST_SD = 0.02, 5.0
 SCALE, SMALL_SCALE = 0.02, 0.002  # posterior scales of a network's weights, of its last layer's
 
 
@@ -24,6 +29,8 @@ def start_of(dim_latent: int) -> Start:
     def start(model: DynamicalModel, guide: Any, train: Trajectories) -> None:
         values: Any = train.values
         components = closed_components(values, train.mask, dim_latent)  # type: ignore[arg-type]
+        if "likelihood.noise_scale" in guide.supports:  # values of any size
+            _check_scale(values[train.mask])
         start_latent(components)(model, guide, train)
         _set_prior_scale(model, guide)
         silent = getattr(model.field, "silent", dict)()  # of a linear field: no networks
@@ -32,6 +39,17 @@ def start_of(dim_latent: int) -> Start:
             guide.set_site(f"field.{site}", value, scale, torch.full_like(value, SCALE))
 
     return start
+
+
+def _check_scale(seen: Tensor) -> None:
+    """Refuse numbers that no network learns at the usual rates."""
+    sd = seen.std(correction=0).item()
+    if not SMALLEST_SD <= sd <= LARGEST_SD:
+        raise DataError(
+            f"the values have an sd of {sd:.3g}, and encoder and decoder learn numbers of size "
+            f"one, an sd between {SMALLEST_SD:g} and {LARGEST_SD:g}: divide pixels from 0 to 255 "
+            "by 255, and other values by their sd."
+        )
 
 
 @torch.no_grad()
