@@ -230,8 +230,8 @@ def _observed(train: Trajectories, transform: str, smallest: float | None) -> tu
     if train.values.dim() != 3:
         raise ShapeError(
             f"units of the state need values (series, time, component), not "
-            f"{shape_of(train.values)}; for images and other events take "
-            "Units() of the time alone, a likelihood with a decoder, and fit_svi."
+            f"{shape_of(train.values)}; for images and other events take ode_vae(train), "
+            "or Units() of the time alone, a likelihood with a decoder, and fit_svi."
         )
     seen = train.mask.sum((0, 1))
     if (seen == 0).any():

@@ -5,8 +5,16 @@ import json
 import pytest
 import torch
 
+from bayesode.distributions import ContinuousBernoulli
 from bayesode.errors import DataError, ShapeError
-from bayesode.models.frames import ConvDecoder, LinearDecoder, Logits, MLPDecoder, SumDecoder
+from bayesode.models.frames import (
+    ConvDecoder,
+    GreyLogits,
+    LinearDecoder,
+    Logits,
+    MLPDecoder,
+    SumDecoder,
+)
 
 SHAPES = [(1, 28, 28), (3, 9, 6), (1, 1, 7), (50,), (2, 5)]
 
@@ -59,6 +67,21 @@ def test_logits_are_the_slope_times_the_distance_from_one_half():
         Logits(decoder, slope=0)
 
 
+def test_grey_logits_are_those_of_the_means_and_have_gradients_everywhere():
+    decoder = LinearDecoder((1,), 1).double()
+    decoder.set_linear(torch.ones(1, 1), torch.zeros(1), 1.0)
+    intensity = torch.linspace(-0.5, 1.5, 201, dtype=torch.float64)[:, None].requires_grad_()
+    logits = GreyLogits(decoder, margin=0.03)(intensity)
+    expected = 0.03 + 0.94 * intensity.clamp(0.0, 1.0)
+    inside = (intensity >= 0) & (intensity <= 1)
+    assert (ContinuousBernoulli(logits=logits).mean - expected)[inside].abs().max() < 0.01
+    assert (logits.diff(dim=0) > 0).all()
+    assert torch.autograd.grad(logits.sum(), intensity)[0].min() >= 8.0
+    for margin in (0.0, 0.5):
+        with pytest.raises(DataError, match=r"margin must lie between 0 and 1/2"):
+            GreyLogits(decoder, margin=margin)
+
+
 def test_a_sum_adds_and_its_network_falls_silent_when_the_linear_part_is_set():
     shape, dim = (1, 9, 6), 4
     parts = {
@@ -103,6 +126,10 @@ def test_settings_are_plain_and_rebuild_the_decoder(network):
     assert torch.equal(twin(torch.ones(1, 4)), decoder(torch.ones(1, 4)))
     whole = Logits(SumDecoder(only=decoder), slope=3.0)
     assert json.loads(json.dumps(whole.config))["slope"] == 3.0
+    assert GreyLogits(decoder).config == {
+        "decoder": {"type": network.__name__, **decoder.config},
+        "margin": 0.02,
+    }
     assert whole.config["decoder"]["only"]["event_shape"] == [1, 9, 6]
     assert "event_shape=[1, 9, 6], dim=4" in repr(whole)
 

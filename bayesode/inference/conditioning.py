@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.inference.checks import impossible_values
+from bayesode.inference.checks import impossible_values, told_impossible
 from bayesode.inference.guides import is_local, rows_of
 from bayesode.inference.initial_states import InitialStates, infer_initial_states
 from bayesode.inference.predictive import Given, SolvedPredictive, refuse_given
@@ -178,7 +178,7 @@ def check_new(model: DynamicalModel, train: Trajectories, new: Any) -> None:
 def _check_values(model: DynamicalModel, new: Trajectories) -> None:
     is_wrong = impossible_values(model, new)
     if is_wrong.any():
-        _refuse(new, is_wrong, f"is impossible under {type(model.likelihood).__name__}")
+        _refuse(new, is_wrong, told_impossible(model))
     bound = getattr(model.solver, "max_state", math.inf)
     if hasattr(model.likelihood, "working_response"):
         size = model.likelihood.working_response(new.values).abs()  # type: ignore[operator]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from bayesode.errors import DataError, ShapeError
 
+SLOPE_BEYOND = 8.0  # of grey logits by intensities outside [0, 1], as of `Logits`
+
 
 class Decoder(nn.Module):
     """What decoders share: they map rows (rows, dim) to frames (rows, *event_shape).
@@ -225,6 +227,51 @@ class SumDecoder(nn.Module):
                 part.silence()  # type: ignore[operator]
 
 
+class Clipped(nn.Module):
+    """A decoder whose frames are cut off at the ends of an interval, as pictures are.
+
+    A linear decoder may then overshoot on black and white without an error.
+
+    Args:
+        decoder: Of frames.
+        low: Lower end.
+        high: Upper end.
+
+    Raises:
+        DataError: If the ends are not in order.
+
+    Example:
+        >>> import torch
+        >>> Clipped(LinearDecoder((3,), 2), high=0.5)(torch.full((100, 2), 9.0)).max() <= 0.5
+        tensor(True)
+    """
+
+    def __init__(self, decoder: Any, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise DataError(f"low must be smaller than high, not {low} and {high}.")
+        self.decoder, self.low, self.high = decoder, low, high
+        self.event_shape, self.dim = decoder.event_shape, decoder.dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Type and constructor arguments of the decoder, and the ends."""
+        own = {"type": type(self.decoder).__name__, **self.decoder.config}
+        return {"decoder": own, "low": self.low, "high": self.high}
+
+    def extra_repr(self) -> str:
+        """The ends, in the printed module."""
+        return f"low={self.low}, high={self.high}"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Frames (rows, *event_shape) of states (rows, dim)."""
+        return self.decoder(rows).clamp(self.low, self.high)
+
+    def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
+        """Before the cut frames become mean + scale basis z, as far as the decoder is linear."""
+        self.decoder.set_linear(basis, mean, scale)
+
+
 class Logits(nn.Module):
     """A decoder of intensities in [0, 1] as one of logits, slope (y - 1/2).
 
@@ -261,6 +308,59 @@ class Logits(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Logits (rows, *event_shape) of states (rows, dim)."""
         return self.slope * (self.decoder(rows) - 0.5)
+
+    def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
+        """Intensities become mean + scale basis z, as far as the decoder is linear."""
+        self.decoder.set_linear(basis, mean, scale)
+
+
+class GreyLogits(nn.Module):
+    """A decoder of intensities as logits of the continuous Bernoulli laws with these means.
+
+    Their means are far from sigmoid(logit): black, .02, needs the logit -50. With y = 2 m - 1 the
+    inverse of the mean m is twice that of the Langevin function, y (3 - y^2) / (1 - y^2) up to 5 %
+    (1 % in m). Intensities are shrunk into [margin, 1 - margin] before; beyond 0 and 1 the logit
+    goes on linearly, so that gradients do not vanish.
+
+    Args:
+        decoder: Of intensities.
+        margin: Mean of a black pixel.
+
+    Raises:
+        DataError: For a margin that does not lie between 0 and 1/2.
+
+    Source: Cohen (1991), "A Padé approximant to the inverse Langevin function", Rheologica Acta 30,
+        equation 10. The shrinking and the linear ends are ours.
+
+    Example:
+        >>> import torch
+        >>> GreyLogits(LinearDecoder((3,), 2))(torch.zeros(1, 2))
+        tensor([[-50.8996, -50.8996, -50.8996]], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, decoder: Any, margin: float = 0.02) -> None:
+        super().__init__()
+        if not 0 < margin < 0.5:
+            raise DataError(f"margin must lie between 0 and 1/2, not {margin}.")
+        self.decoder, self.margin = decoder, margin
+        self.event_shape, self.dim = decoder.event_shape, decoder.dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Type and constructor arguments of the decoder, and the margin."""
+        own = {"type": type(self.decoder).__name__, **self.decoder.config}
+        return {"decoder": own, "margin": self.margin}
+
+    def extra_repr(self) -> str:
+        """The margin, in the printed module."""
+        return f"margin={self.margin}"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits (rows, *event_shape) of states (rows, dim)."""
+        intensity = self.decoder(rows)
+        inside = intensity.clamp(0.0, 1.0)
+        y = (1 - 2 * self.margin) * (2 * inside - 1)
+        return 2 * y * (3 - y * y) / (1 - y * y) + SLOPE_BEYOND * (intensity - inside)
 
     def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
         """Intensities become mean + scale basis z, as far as the decoder is linear."""

@@ -25,6 +25,11 @@ from bayesode.systems.latent_starts import start_of
 from bayesode.trajectories import Trajectories
 
 BATCH_SIZE, NUM_STEPS = 32, 1000
+# Adam's: linear maps are right from the start, and larger steps make them worse
+NETWORK_RATE, LINEAR_RATE = 1e-3, 1e-4
+# Sds of values at which encoder and decoder learn at their rates: images have about .3, and a tenth
+# or ten times that changes little; a hundred times that wrecks a fit.
+SMALLEST_SD, LARGEST_SD = 0.02, 5.0
 
 
 def ode_vae(
@@ -51,11 +56,12 @@ def ode_vae(
     at frames only.
 
     Args:
-        train: Values (series, time, *event), in [0, 1] but for "gaussian"; the first frame of each
-            series has to be visible.
+        train: Values (series, time, *event), in [0, 1] under the two Bernoulli laws; the first
+            frame of each series has to be visible.
         dim_latent: Size of the dynamic part of the state.
         likelihood: "bernoulli" (pixels that are on or off, or probabilities),
-            "continuous_bernoulli" (grey pixels) or "gaussian".
+            "continuous_bernoulli" (grey pixels), "clipped_gaussian" (grey pixels; normal noise
+            around intensities that are cut off to [0, 1]) or "gaussian" (any real numbers).
         hidden: Widths of the field's network; empty for a linear field.
         network: Of encoder and decoder beside their linear parts: "conv" for images (channels,
             height, width), "mlp", "none", or "auto": "conv" for images of 16 x 16 or more.
@@ -68,7 +74,8 @@ def ode_vae(
         Model and guide, ready for `fit` or `fit_svi`; the guide knows what settings suit it.
 
     Raises:
-        DataError: For data without values, or an unknown likelihood, network or decoder.
+        DataError: For data without values, an unknown likelihood, network or decoder, or values
+            for "gaussian" whose sd is far from one.
         ShapeError: For "conv" on what is no image.
 
     Source: Yildiz et al. (2019), arXiv:1905.10994, for the first-order model with a Bayesian field;
@@ -107,7 +114,7 @@ def ode_vae(
         model,
         encoder_of(kind, event, dim),
         start=start_of(dim_latent),
-        defaults=_defaults(train),
+        defaults=_defaults(train, kind),
     )
     if verbose:
         print(_told(train, arguments, kind, gap, guide.defaults))
@@ -115,24 +122,38 @@ def ode_vae(
 
 
 def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
-    if not isinstance(train, Trajectories) or train.values is None:
+    if not isinstance(train, Trajectories) or train.num_observed == 0:
         raise DataError("an ODE-VAE needs observed frames, Trajectories with values.")
     known = {"likelihood": LIKELIHOODS, "network": NETWORKS, "decoder": DECODERS}
     for name, names in known.items():
-        if arguments[name] not in names:
+        if arguments[name] not in list(names):  # of a list: what cannot be hashed is unknown too
             raise DataError(f"{name} must be one of {list(names)}, not {arguments[name]!r}.")
     widths = {f"hidden[{k}]": width for k, width in enumerate(arguments["hidden"])}
     check_size(dim_latent=arguments["dim_latent"], **widths)
     if arguments["dim_content"] != 0:
         check_size(dim_content=arguments["dim_content"])
+    if arguments["likelihood"] == "gaussian":
+        _check_scale(train)
 
 
-def _defaults(train: Trajectories) -> dict[str, Any]:
+def _check_scale(train: Trajectories) -> None:
+    """Refuse numbers that no network learns at the usual rates; constant ones are another error."""
+    sd = train.values[train.mask].std(correction=0).item()  # type: ignore[index]
+    if sd and not SMALLEST_SD <= sd <= LARGEST_SD:
+        raise DataError(
+            f"the values have an sd of {sd:.3g}, and encoder and decoder learn numbers of size "
+            f"one, an sd between {SMALLEST_SD:g} and {LARGEST_SD:g}: divide pixels from 0 to 255 "
+            "by 255, and other values by their sd."
+        )
+
+
+def _defaults(train: Trajectories, kind: str) -> dict[str, Any]:
     """What suits these fits: a draw per step and random series, where all would take hours."""
     return {
         "num_steps": NUM_STEPS,
         "num_particles": 1,
         "batch_size": min(BATCH_SIZE, train.num_series),
+        "learning_rate": {"networks": NETWORK_RATE if kind != "none" else LINEAR_RATE},
     }
 
 

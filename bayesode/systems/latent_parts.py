@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayesode.errors import ShapeError
 from bayesode.inference.encoders import ConvEncoder, LinearEncoder, MLPEncoder, SumEncoder
 from bayesode.models.fields import BayesianMLP, LinearField, Sum, WithConstants
-from bayesode.models.frames import ConvDecoder, LinearDecoder, Logits, MLPDecoder, SumDecoder
+from bayesode.models.frames import (
+    Clipped,
+    ConvDecoder,
+    GreyLogits,
+    LinearDecoder,
+    Logits,
+    MLPDecoder,
+    SumDecoder,
+)
 from bayesode.models.initial import NormalInitial
 from bayesode.models.likelihoods import (
     BernoulliLikelihood,
@@ -23,7 +32,7 @@ from bayesode.trajectories import Trajectories
 from bayesode.units import Units
 
 FEWEST_PIXELS = 16  # along a side, from which convolutions pay
-STEP = 0.5  # of RK4, in gaps between frames
+STEP = 0.25  # of RK4, in gaps between frames: with .5 a second turn errs by a quarter more
 EVEN = 1e-6  # of a gap: what rounding of times may move equidistant frames
 NETWORKS: dict[str, Any] = {
     "auto": None,
@@ -39,14 +48,24 @@ DECODERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 LIKELIHOODS: dict[str, Callable[[Any, nn.Module], nn.Module]] = {
     "bernoulli": lambda part, decoder: BernoulliLikelihood(part(Logits(decoder))),
     "continuous_bernoulli": lambda part, decoder: ContinuousBernoulliLikelihood(
-        part(Logits(decoder))
+        part(GreyLogits(decoder))
     ),
     "gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(decoder)),
+    "clipped_gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(Clipped(decoder))),
 }
 
 
 def network_for(asked: str, event_shape: Sequence[int]) -> str:
-    """The kind of network beside the linear maps: convolutions for images that are not tiny."""
+    """The kind of network beside the linear maps: convolutions for images that are not tiny.
+
+    Raises:
+        ShapeError: For "conv" on what is no image.
+    """
+    if asked == "conv" and len(event_shape) != 3:
+        raise ShapeError(
+            f'network="conv" needs images (channels, height, width), not {tuple(event_shape)}: '
+            'take "mlp", or (1, height, width) for grey pictures.'
+        )
     if asked != "auto":
         return asked
     is_image = len(event_shape) == 3 and min(event_shape[1:]) >= FEWEST_PIXELS

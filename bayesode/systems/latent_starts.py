@@ -36,8 +36,12 @@ def start_of(dim_latent: int) -> Start:
 
 @torch.no_grad()
 def _set_prior_scale(model: DynamicalModel, guide: Any) -> None:
-    """The prior sd of the linear field's entries becomes their size at the start (type-II)."""
+    """The prior sd of the linear field's entries becomes their size at the start (type-II).
+
+    Their posterior scales count too, so that frames that stand still leave a prior.
+    """
     field: Any = model.field
     site = field.linear_site()
     prior_sd = field.get_buffer(field.tunable()[site].buffer)
-    prior_sd.fill_(guide.location(f"field.{site}").square().mean().sqrt())
+    location, scale = guide.sites.moments(f"field.{site}")
+    prior_sd.fill_((location.square() + scale.square()).mean().sqrt())

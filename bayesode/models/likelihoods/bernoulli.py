@@ -9,6 +9,8 @@ from bayesode.distributions import ContinuousBernoulli, SoftBernoulli
 from bayesode.models.contracts import Values
 from bayesode.models.likelihoods.decoded import DecodedLikelihood
 
+DOMAIN = "values from 0 to 1 (divide pixels from 0 to 255 by 255)"
+
 
 class BernoulliLikelihood(DecodedLikelihood):
     """Pixels are on or off with decoded probabilities; the decoder gives logits.
@@ -33,6 +35,8 @@ class BernoulliLikelihood(DecodedLikelihood):
         >>> observe.signal(torch.zeros(3, 7, 4)).shape  # probabilities
         torch.Size([3, 7, 1, 8, 8])
     """
+
+    domain = DOMAIN
 
     def entry_law(self, decoded: Tensor, values: Values) -> dist.TorchDistribution:
         """On or off, by logits."""
@@ -60,6 +64,8 @@ class ContinuousBernoulliLikelihood(DecodedLikelihood):
         >>> observe(torch.zeros(3, 7, 4)).log_prob(torch.zeros(3, 7, 1, 8, 8)).shape
         torch.Size([3])
     """
+
+    domain = DOMAIN
 
     def entry_law(self, decoded: Tensor, values: Values) -> dist.TorchDistribution:
         """The continuous Bernoulli law, by logits."""
