@@ -432,7 +432,7 @@ def latent_model(train, dim_state: int = 3, field=None):
         field=field or LinearField(3),
         likelihood=PixelLikelihood((2, 5), dim_state),
         solver=bo.FixedGridSolver("rk4", step=0.25),
-        units=bo.Units(time_unit=2.0),
+        units=bo.Units(time_unit=3.0),
     ).double()
     return model, Guide(model, train, LinearMap(10, dim_state))
 
@@ -463,7 +463,7 @@ def test_the_start_sets_noise_scales_and_the_laws_of_states():
     assert noise == pytest.approx(0.05 * math.sqrt(1.3), rel=0.1)
     assert torch.allclose(model.initial.deviation, components.variance.sqrt())
     per_state = noise / components.scale
-    elapsed = torch.arange(8.0, dtype=float64).expand(60, 8)
+    elapsed = 2 / 3 * torch.arange(8.0, dtype=float64).expand(60, 8)
     expected = weight_scales(
         components.variance, elapsed, frames(train), noise_scale=per_state, prior_scale=0.5
     )
