@@ -284,17 +284,20 @@ def test_values_at_the_start_do_not_count_unless_they_are_asked_for():
 def test_draws_that_fail_do_not_count():
     class Explodes(Still):
         def build(self, values, inputs=None):
-            return VectorField(lambda t, x: torch.where(x > 1.0, 1e3, 0.0))
+            def rate(t, x):  # frozen at 20 and more
+                return 20.0 * (x > 0.85).any(-1, keepdim=True).expand_as(x)
+
+            return VectorField(rate)
 
     train, validation = (sequences(60, seed=seed, is_bounded=False) for seed in (1, 5))
     posterior = known_posterior(train, spread=0.03)
     expected = calibrate_noise(posterior, validation).settings["calibrated_noise"]["factor"]
     posterior.model.field = Explodes()
-    failed = posterior.condition(validation).predict(validation, num_draws=32, seed=0).failed
-    assert 0.01 < failed.double().mean() < 0.5
-    assert not failed.all(0).any()
-    found = calibrate_noise(posterior, validation).settings["calibrated_noise"]["factor"]
-    assert found == pytest.approx(expected, rel=0.1)  # the draws above 1 are missing
+    with pytest.warns(UserWarning, match="no draw of series"):
+        failed = posterior.condition(validation).predict(validation, num_draws=32, seed=0).failed
+        found = calibrate_noise(posterior, validation).settings["calibrated_noise"]["factor"]
+    assert 0.1 < failed.double().mean() < 0.6  # of some series all draws, of others a few
+    assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_what_cannot_be_calibrated_is_refused():
