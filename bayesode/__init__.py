@@ -11,6 +11,7 @@ from bayesode.errors import FitError as FitError
 from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
 from bayesode.inference.amortized import AmortizedGuide as AmortizedGuide
+from bayesode.inference.calibration import calibrate_noise as calibrate_noise
 from bayesode.inference.elbo import elbo_terms as elbo_terms
 from bayesode.inference.encoders import ConvEncoder as ConvEncoder
 from bayesode.inference.encoders import GRUEncoder as GRUEncoder

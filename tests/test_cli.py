@@ -3,13 +3,14 @@
 import contextlib
 import io
 import json
+from functools import partial
 
 import pytest
 import torch
 
 import bayesode as bo
-from bayesode import demo
-from bayesode.cli import main
+from bayesode.cli import DEMOS, main
+from bayesode.demos import lynx_hare
 
 MODELS = {"with process noise", "without process noise"}
 
@@ -96,7 +97,7 @@ def test_the_larger_evidence_forecasts_and_the_other_one_stands_beside_it(folder
 @pytest.mark.parametrize("better", ["with process noise", "without process noise"])
 def test_words_for_the_evidence_follow_from_the_difference(better, gain, words):
     (worse,) = MODELS - {better}
-    said = demo._choice({worse: -100.0 - gain, better: -100.0})
+    said = lynx_hare._choice({worse: -100.0 - gain, better: -100.0})
     assert f"-100.0 {better}, {-100 - gain:.1f} {worse}" in said
     assert f"for the model {better}, which forecasts" in said and words in said
 
@@ -114,6 +115,27 @@ def test_unwritable_folder_is_one_line(capsys, tmp_path):
     assert main(["demo", "--quick", "--out", str(tmp_path / "file" / "x")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("bayesode: ") and said.count("\n") == 1
+
+
+def test_lynx_and_hare_is_the_demo_unless_another_one_is_named(monkeypatch):
+    asked = []
+
+    def note(name, out, *, seed, quick):
+        asked.append((name, out, seed, quick))
+
+    for name in DEMOS:
+        monkeypatch.setitem(DEMOS, name, (partial(note, name), f"folder of {name}"))
+    for arguments in ([], ["lynx-hare", "--seed", "3"], ["rotating-digits", "--quick"]):
+        assert main(["demo", *arguments]) == 0
+    main(["demo", "rotating-digits", "--out", "there"])
+    assert asked == [
+        ("lynx-hare", "folder of lynx-hare", 0, False),
+        ("lynx-hare", "folder of lynx-hare", 3, False),
+        ("rotating-digits", "folder of rotating-digits", 0, True),
+        ("rotating-digits", "there", 0, False),
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "pelts"])
 
 
 def test_version_and_missing_command(capsys):

@@ -12,7 +12,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} >= {"lynx_hare", "own_parts", "process_noise"}
+    names = {"lynx_hare", "own_parts", "process_noise", "rotating_mnist"}
+    assert {path.stem for path in EXAMPLES} >= names
 
 
 @pytest.mark.slow

@@ -14,6 +14,11 @@ def made_folder(out: str | Path) -> Path:
 
     Raises:
         DataError: If it cannot be made.
+
+    Example:
+        >>> made_folder("/dev/null/x")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        bayesode.errors.DataError: the folder /dev/null/x cannot be made: ...
     """
     folder = Path(out)
     try:
