@@ -273,6 +273,18 @@ def test_the_frames_of_training_digits_do_not_matter_to_their_predictions_either
     assert torch.equal(signal(posterior, asked), signal(posterior, other))
 
 
+def test_noise_is_not_calibrated_on_the_frame_that_was_read():
+    """Trap 39: its error is smaller, so its coverage says nothing of predictions."""
+    posterior, times = fitted(likelihood="gaussian"), torch.arange(16.0)
+    factors = [
+        calibrate_noise(posterior, FRAMES.validation, num_draws=8, at=at).settings[
+            "calibrated_noise"
+        ]["factor"]
+        for at in (None, times[1:], times)
+    ]
+    assert factors[0] == factors[1] and factors[0] != factors[2]
+
+
 def test_conditioning_leaves_no_sequence_out(posterior):
     new = posterior.condition(FRAMES.test)
     ensemble = new.predict(FRAMES.test, num_draws=4, seed=0)
