@@ -43,6 +43,7 @@ from bayesode.models.fields import SDEField as SDEField
 from bayesode.models.fields import StateNoise as StateNoise
 from bayesode.models.fields import Sum as Sum
 from bayesode.models.fields import WithConstants as WithConstants
+from bayesode.models.frames import Clipped as Clipped
 from bayesode.models.frames import ConvDecoder as ConvDecoder
 from bayesode.models.frames import GreyLogits as GreyLogits
 from bayesode.models.frames import LinearDecoder as LinearDecoder

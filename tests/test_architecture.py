@@ -37,7 +37,7 @@ LAYERS = [
     ["candidates"],
     ["runs"],
     ["diagnostics"],
-    ["demo"],
+    ["demos"],
     ["cli"],
 ]
 RANKS = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -46,7 +46,7 @@ ALLOWED = {
     unit: {other for other in RANKS if RANKS[other] < rank} | {unit} for unit, rank in RANKS.items()
 }
 ALLOWED["datasets"] = ALLOWED["trajectories"] | {"datasets"}
-ALLOWED["demo"] |= {"datasets"}
+ALLOWED["demos"] |= {"datasets"}
 ALLOWED["cli"] |= {"datasets"}
 
 # The files that may import a library; the rest of the package goes through them.

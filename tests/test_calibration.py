@@ -319,7 +319,9 @@ def test_a_calibrated_run_is_saved_and_loaded(tmp_path):
     data = bo.datasets.van_der_pol(num_series=3, num_times=10).observed
     train, validation = data.split(series=[2])
     model, guide = bo.neural_ode(train, hidden=[3], verbose=False)
-    posterior = bo.fit_svi(model, guide, train, seed=0, num_steps=5, progress=False)
+    posterior = bo.fit_svi(
+        model, guide, train, seed=0, num_steps=5, warm_start=False, progress=False
+    )
     calibrated = calibrate_noise(posterior, validation, num_draws=5)
     loaded = bo.load(calibrated.save(tmp_path / "run"))
     first, second = (p.predict(train, num_draws=5, seed=0).values for p in (calibrated, loaded))

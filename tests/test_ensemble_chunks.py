@@ -80,7 +80,7 @@ def make_posterior(data: bo.Trajectories, event=EVENT) -> bo.Posterior:
         solver=bo.FixedGridSolver("rk4", step=0.5),
     ).double()
     guide = bo.MeanFieldGuide(model, data)
-    for parameter in guide.log_scale.values():
+    for parameter in guide.sites.log_scale.values():
         nn.init.constant_(parameter, -1.0)
     return bo.Posterior(model, guide, data, history=History(), settings={"engine": "svi"})
 

@@ -99,7 +99,7 @@ def test_log_likelihood_of_a_series_is_that_of_its_own_path():
     """With posteriors that are points, each series' term is the exact density of its values."""
     data = make_data(mask=torch.rand(NUM_SERIES, NUM_TIMES) > 0.4)
     posterior = make_posterior(data, scale=1e-9)
-    for log_scale in posterior.guide.log_scale.values():
+    for log_scale in posterior.guide.sites.log_scale.values():
         nn.init.constant_(log_scale, math.log(1e-9))
     account = latent_account(posterior, num_particles=2)
     draws = posterior.draws(1, seed=0)
@@ -112,7 +112,7 @@ def test_log_likelihood_of_a_series_is_that_of_its_own_path():
 def test_batches_give_the_account_of_the_whole(monkeypatch):
     data = make_data()
     posterior = make_posterior(data, scale=1e-9)
-    for log_scale in posterior.guide.log_scale.values():  # points: no draw differs from another
+    for log_scale in posterior.guide.sites.log_scale.values():  # points: all draws agree
         nn.init.constant_(log_scale, math.log(1e-9))
     whole = latent_account(posterior, num_particles=2)
     monkeypatch.setattr(blocks, "MAX_NUMBERS", 2 * 2 * NUM_TIMES * STATE)  # two series at once
@@ -124,8 +124,10 @@ def test_batches_give_the_account_of_the_whole(monkeypatch):
     cut = latent_account(posterior, num_particles=2)
     assert {batch.num_series for batch in asked} == {1, 2}
     torch.testing.assert_close(cut.log_likelihood, whole.log_likelihood, rtol=1e-6, atol=1e-6)
-    for name in ("kl_per_dimension", "activity", "information", "num_frames"):
+    for name in ("kl_per_dimension", "num_frames"):
         torch.testing.assert_close(getattr(cut, name), getattr(whole, name))
+    torch.testing.assert_close(cut.use.activity, whole.use.activity)
+    torch.testing.assert_close(cut.use.information, whole.use.information)
     torch.testing.assert_close(cut.kl_local, whole.kl_local)
     torch.testing.assert_close(cut.kl_global, whole.kl_global)
 
@@ -153,7 +155,7 @@ def test_a_dimension_is_active_where_its_means_vary_by_a_hundredth_of_the_prior_
     unit = torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.0], dtype=DOUBLE)  # variance 1
     sds = PRIOR_SD * torch.tensor([0.099, 0.101, 0.0], dtype=DOUBLE)
     account = latent_account(make_posterior(make_data(), unit[:, None] * sds), num_particles=2)
-    torch.testing.assert_close(account.activity, (sds / PRIOR_SD).square())
+    torch.testing.assert_close(account.use.activity, (sds / PRIOR_SD).square())
     assert account.is_active.tolist() == [False, True, False] and account.num_active == 1
 
 
@@ -162,7 +164,7 @@ def test_information_is_that_of_normal_laws_with_the_same_moments():
     location[:, 0] = torch.linspace(-1, 1, NUM_SERIES)
     account = latent_account(make_posterior(make_data(), location, 0.5), num_particles=2)
     exact = math.log((location[:, 0].var() + 0.25) / 0.25) / 2
-    torch.testing.assert_close(account.information, torch.tensor([exact, 0.0, 0.0]).double())
+    torch.testing.assert_close(account.use.information, torch.tensor([exact, 0.0, 0.0]).double())
 
 
 @pytest.mark.parametrize("scale", [PRIOR_SD, 0.01])

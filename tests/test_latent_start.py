@@ -467,7 +467,7 @@ def test_the_start_sets_noise_scales_and_the_laws_of_states():
     expected = weight_scales(
         components.variance, elapsed, frames(train), noise_scale=per_state, prior_scale=0.5
     )
-    weights = guide.log_scale["field__weights"].exp()
+    weights = guide.sites.log_scale["field__weights"].exp()
     assert torch.allclose(weights.view(3, 3), expected, rtol=0.1)  # random sums
     num_visible = frames(train).sum(-1).double().mean().item()
     sd = initial_scales(components.variance, num_visible, noise_scale=per_state)
@@ -478,7 +478,7 @@ def test_weight_scales_of_the_start_are_near_those_of_the_largest_elbo():
     train, _ = turning_frames()
     model, guide = latent_model(train)
     start_latent(principal_components(train.values, frames(train), 3))(model, guide, train)
-    log_scale, bounds = guide.log_scale["field__weights"], []
+    log_scale, bounds = guide.sites.log_scale["field__weights"], []
     with torch.no_grad():
         for factor in (0.2, 1.0, 5.0):
             log_scale.add_(math.log(factor))

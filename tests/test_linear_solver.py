@@ -220,4 +220,4 @@ def test_settings_rebuild_the_solver():
     solver = bo.MatrixExponentialSolver(12.0)
     assert bo.MatrixExponentialSolver(**solver.config) == solver
     assert solver.priors(torch.zeros(1), torch.ones(1, 1)) == {}
-    assert solver.drift_solver() is solver
+    assert solver.drift_solver() == bo.FixedGridSolver("rk4", 0.1, 12.0)

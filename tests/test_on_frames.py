@@ -58,7 +58,9 @@ def test_it_has_the_settings_of_the_solver_inside():
     assert solver.drift_solver() is RK4 and solver.priors(torch.zeros(1), torch.ones(1, 1)) == {}
     inner = {"type": "FixedGridSolver", "method": "rk4", "step": 0.1, "max_state": 7.0}
     assert solver.config == {"solver": inner, "gap": 0.3}
-    assert bo.OnFrames(bo.MatrixExponentialSolver()).step == math.inf
+    exact = bo.OnFrames(bo.MatrixExponentialSolver())
+    assert exact.step == math.inf and exact.drift_solver() == bo.FixedGridSolver("rk4", 0.1)
+    assert bo.OnFrames(bo.ODESolver()).drift_solver() == bo.FixedGridSolver("rk4", 0.1)
 
 
 def test_bad_settings_are_one_clear_error():

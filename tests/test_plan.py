@@ -127,7 +127,7 @@ def test_the_evidence_decides_the_width(monkeypatch, num_series, evidence, width
     def fit(model, train, **settings):
         return SimpleNamespace(log_evidence=evidence[model.field.config["hidden"][0]])
 
-    monkeypatch.setattr(systems, "fit_laplace", fit)
+    monkeypatch.setattr(systems.data_space, "fit_laplace", fit)
     asked = replace(bo.plan(data, width="evidence"), candidates=tuple(evidence))
     chosen = systems.plan_by_evidence(data, asked)
     assert chosen.hidden == (width,) and chosen.candidates == ()

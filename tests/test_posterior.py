@@ -308,7 +308,7 @@ def test_a_time_on_the_wrong_side_names_the_right_method():
     with pytest.raises(bo.DataError, match="predict"):
         posterior.forecast(posterior.train.at([14.0, 15.0]))  # the last observation itself
     for ask in (posterior.smooth, posterior.forecast):
-        with pytest.raises(bo.DataError, match="series 'z' was not in the fit"):
+        with pytest.raises(bo.DataError, match="unknown series 'z'"):
             ask(bo.Trajectories([11.0], None, series=["z"], start=10.0))
 
 

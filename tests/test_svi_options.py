@@ -371,7 +371,7 @@ def test_validation_data_are_checked_as_training_data_are():
     with pytest.raises(bo.DataError, match="nothing to fit"):
         fit(validation=plain_data().at([1.0, 2.0]))
     wide = bo.Trajectories(torch.arange(6.0), torch.zeros(2, 6, 3))
-    with pytest.raises(bo.ShapeError, match="the likelihood is of values"):
+    with pytest.raises(bo.ShapeError, match="is of values"):
         fit(validation=wide)
 
 

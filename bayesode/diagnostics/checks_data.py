@@ -104,8 +104,8 @@ def check_movement(facts: Facts) -> Checked:
 
 def check_sampling(facts: Facts) -> Checked:
     """Points too far apart to see how the path turns between them."""
+    change, variance = _movement(facts.response)  # first: says what a likelihood lacks
     names, smoothed = facts.train.names, facts.smoothed
-    change, variance = _movement(facts.response)
     rough = _ratio(change, variance).nanmedian(0).values  # of a series that is not the odd one
     is_short = _points_per_series(facts.response) < FEWEST_POINTS
     noise = torch.minimum(facts.smoothers_noise, facts.noise).square()

@@ -15,11 +15,10 @@ from torch.distributions import Independent, Normal, kl_divergence
 from bayesode.errors import DataError
 from bayesode.inference import blocks
 from bayesode.inference.elbo import elbo_terms, sample_sites
+from bayesode.inference.encoder_use import EncoderUse
 from bayesode.inference.randomness import seeded
 from bayesode.trajectories import Trajectories
 
-ACTIVE_SHARE = 0.01  # of the prior variance, by which the means of an active dimension vary
-LEAST_INFORMATION = 0.5  # nats; telling two groups of sequences apart takes log 2 = .69
 NUM_LISTED = 8  # dimensions
 
 
@@ -36,11 +35,7 @@ class LatentAccount:
         num_train: Number of training sequences, over which these are shared out.
         kl_per_dimension: Nats of x0 per sequence and latent dimension, shape (series, state), where
             its laws are normal; else None, and `kl_local["x0"]` has the total.
-        activity: Variance over the sequences of the posterior mean of x0, in prior variances,
-            shape (state,); Burda et al. (2016) call a dimension active above .01.
-        information: How much a dimension of x0 tells at most of which sequence it is, nats, shape
-            (state,): entropy of a normal law with the moments of all sequences' posteriors
-            together, less the mean entropy of each.
+        use: Which dimensions of x0 differ between sequences.
         is_type_two: As in `ELBOTerms`.
     """
 
@@ -51,8 +46,7 @@ class LatentAccount:
     kl_global: dict[str, Tensor]
     num_train: int
     kl_per_dimension: Tensor | None
-    activity: Tensor
-    information: Tensor
+    use: EncoderUse
     is_type_two: bool = False
 
     @property
@@ -74,7 +68,7 @@ class LatentAccount:
     @property
     def is_active(self) -> Tensor:
         """Which dimensions of x0 differ between sequences, booleans, shape (state,)."""
-        return self.activity > ACTIVE_SHARE
+        return self.use.is_active
 
     @property
     def num_active(self) -> int:
@@ -84,22 +78,12 @@ class LatentAccount:
     @property
     def is_encoder_ignored(self) -> bool:
         """Whether x0 is the same for all sequences: then frames after the first are an average."""
-        is_silent = self.information.sum().item() < LEAST_INFORMATION
-        return len(self.series) > 1 and self.num_active == 0 and is_silent
+        return self.use.is_ignored
 
     @property
     def warning(self) -> str | None:
         """What is wrong and how to mend it; None if nothing is."""
-        if not self.is_encoder_ignored:
-            return None
-        return (
-            f"the encoder is ignored: x0 is nearly the same in all {len(self.series)} sequences "
-            f"(0 of {len(self.activity)} dimensions are active, together they tell "
-            f"{self.information.sum().item():.2g} nats of which sequence it is). Let the KL come "
-            "in slowly, fit_svi(..., kl_weight=lambda fraction: min(1.0, 3 * fraction)), begin in "
-            "data space, AmortizedGuide(model, encoder, start=start_latent(components)), or give "
-            "the noise scale a smaller prior median."
-        )
+        return self.use.warning
 
     def __str__(self) -> str:
         count, frames = len(self.series), max(1, int(self.num_frames.sum()))
@@ -127,7 +111,7 @@ class LatentAccount:
         )
 
     def _dimensions(self) -> str:
-        told = f"Active dimensions of x0: {self.num_active} of {len(self.activity)}"
+        told = f"Active dimensions of x0: {self.num_active} of {len(self.is_active)}"
         if self.kl_per_dimension is None:
             return f"{told}."
         mean = self.kl_per_dimension.mean(0)
@@ -228,7 +212,6 @@ def _joined(posterior: Any, data: Trajectories, parts: list[_Part]) -> LatentAcc
         torch.cat([getattr(part, name) for part in parts])
         for name in ("mean", "variance", "prior_variance")
     )
-    spread = (mean - mean.mean(0)).square().sum(0) / max(1, len(mean) - 1)
     sizes = torch.tensor([len(part.mean) for part in parts]).to(mean)
     return LatentAccount(
         series=data.series,
@@ -243,8 +226,7 @@ def _joined(posterior: Any, data: Trajectories, parts: list[_Part]) -> LatentAcc
         kl_per_dimension=None
         if first.kl_per_dimension is None
         else torch.cat([part.kl_per_dimension for part in parts]),  # pyright: ignore
-        activity=spread / prior.mean(0),
-        information=((spread + variance.mean(0)).log() - variance.log().mean(0)) / 2,
+        use=EncoderUse.of(mean, variance, prior),
         is_type_two=posterior.settings.get("prior_scale") == "empirical",
     )
 

@@ -15,6 +15,8 @@ from bayesode.errors import DataError, FitError, ShapeError
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
+MAX_AT_ONCE = 5_000_000  # numbers that a decoder makes in one go, 40 MB in float64
+
 
 def check_data(model: DynamicalModel, train: Trajectories) -> None:
     """Raise the error that explains why these data cannot be fitted by this model, if any.
@@ -68,12 +70,19 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
         ShapeError: If the likelihood is of values of another shape, which might broadcast.
     """
     values: Any = data.values
-    model = copy.deepcopy(model).to(device=values.device, dtype=values.dtype)
-    initial, _, observe = model.build(model.prototype(), data)
-    # at one time: a decoder of every frame of a video would fill the memory
-    path = initial.mean.unsqueeze(-2).expand(data.num_series, 1, -1)
+    model = copy.deepcopy(model).to(values)
+    size = max(1, data.num_series * MAX_AT_ONCE // max(1, values.numel()))
+    chunks = torch.arange(data.num_series, device=data.start.device).split(size)
+    return torch.cat([_impossible(model, data.rows(rows)) for rows in chunks])
+
+
+def _impossible(model: DynamicalModel, data: Trajectories) -> Tensor:
+    values: Any = data.values
+    prototype = {site: value.to(values.dtype) for site, value in model.prototype().items()}
+    initial, _, observe = model.build(prototype, data)
+    path = initial.mean.to(values).unsqueeze(-2).expand(*data.grid.shape, -1)
     law = observe(path, None)
-    if law.event_shape[1:] != values.shape[2:]:
+    if law.event_shape != values.shape[1:]:
         raise ShapeError(
             f"{type(model.likelihood).__name__} is of values (series, time, *event) with "
             f"{tuple(law.event_shape)} for (time, *event), the data have "
@@ -83,7 +92,7 @@ def impossible_values(model: DynamicalModel, data: Trajectories) -> Tensor:
     base: Any = law
     while hasattr(base, "base_dist") and not hasattr(base, "transforms"):
         base = base.base_dist
-    return data.mask & ~base.support.check(values)
+    return data.mask & ~base.support.check(values)  # pyright: ignore
 
 
 def check_sites(model: DynamicalModel, found: Iterable[str], trajectories: Trajectories) -> None:

@@ -75,7 +75,8 @@ class EmpiricalScales:
                 f"{type(guide).__name__} does not tell: take MeanFieldGuide(model, train), or "
                 "BayesianMLP(..., hierarchical=True) with this guide."
             )
-        self.model, self.guide, self.train = model, guide, train
+        self.model, self.guide = model, guide
+        self.any = train.rows(torch.zeros(1, dtype=torch.long))  # shared sites: all say the same
         self.tunings = list(_tunable(model))
         priors, values = model.global_priors(), model.prototype()
         for site, _, _ in self.tunings:
@@ -88,7 +89,7 @@ class EmpiricalScales:
     @torch.no_grad()
     def update(self) -> None:
         """Set the prior sds to their optimum under the present posterior."""
-        laws, priors = self.guide.posteriors(self.train), self.model.global_priors()
+        laws, priors = self.guide.posteriors(self.any), self.model.global_priors()
         for site, part, tuning in self.tunings:
             law, prior = laws[site], priors[site]
             squares = law.variance + (law.mean - prior.mean).square()  # type: ignore[union-attr]

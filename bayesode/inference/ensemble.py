@@ -119,11 +119,13 @@ class Ensemble:
         """
         return self._whole("values")
 
-    @cached_property
+    @property
     def event_shape(self) -> torch.Size:
         """Shape of one observation."""
-        if "values" in vars(self):
-            return self.values.shape[3:]
+        return self.values.shape[3:] if "values" in vars(self) else self._decoded_shape
+
+    @cached_property
+    def _decoded_shape(self) -> torch.Size:
         with self._scope(self.noise_seed):  # one series at one time tells it
             return self._observe_rows(slice(0, 1)).signal(self.path[:, :1, :1]).shape[3:]
 

@@ -112,8 +112,8 @@ def _draws_at_once(model: DynamicalModel, new: Trajectories) -> int:
 
 
 def _solver(model: DynamicalModel) -> FixedGridSolver:
-    """The model's own solver if forward derivatives pass through it."""
-    return model.solver if hasattr(model.solver, "walk") else FixedGridSolver(step=FALLBACK_STEP)  # type: ignore[return-value]
+    """What the model has to take small steps, which forward derivatives pass through."""
+    return getattr(model.solver, "drift_solver", lambda: FixedGridSolver(step=FALLBACK_STEP))()
 
 
 def _infer(

@@ -14,6 +14,7 @@ from bayesode.errors import FitError, SolverError
 from bayesode.inference.checks import check_data
 from bayesode.inference.copies import own_copies
 from bayesode.inference.empirical import EmpiricalScales, check_prior_scale
+from bayesode.inference.encoder_use import encoder_use
 from bayesode.inference.learning_rates import group_rates
 from bayesode.inference.loop import History, Loop, random_rows
 from bayesode.inference.objectives import objective_for
@@ -33,6 +34,7 @@ from bayesode.models.dynamical import DynamicalModel
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
+FEWEST_STEPS = 100  # after which an encoder that tells nothing is ignored, not untrained
 LARGEST_SHARE_FAILED = 0.05  # of a fit's paths: more is no accident of single draws
 
 
@@ -195,6 +197,7 @@ def fit_svi(
     state = dict(state)
     posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)
     _check_paths(posterior)
+    _check_encoder(posterior)
     return posterior
 
 
@@ -214,3 +217,12 @@ def _check_paths(posterior: Posterior) -> None:
     if share == 1:
         raise FitError(f"{reason}: the drawn fields explode. Please {mend}.")
     warnings.warn(f"{reason}; {mend}.", stacklevel=3)
+
+
+def _check_encoder(posterior: Posterior) -> None:
+    """Say so if a trained encoder tells nothing of its sequences."""
+    if not hasattr(posterior.guide, "encoder") or len(posterior.history.elbo) < FEWEST_STEPS:
+        return
+    warning = encoder_use(posterior).warning
+    if warning is not None:
+        warnings.warn(warning, stacklevel=3)

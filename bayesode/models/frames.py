@@ -227,6 +227,51 @@ class SumDecoder(nn.Module):
                 part.silence()  # type: ignore[operator]
 
 
+class Clipped(nn.Module):
+    """A decoder whose frames are cut off at the ends of an interval, as pictures are.
+
+    A linear decoder may then overshoot on black and white without an error.
+
+    Args:
+        decoder: Of frames.
+        low: Lower end.
+        high: Upper end.
+
+    Raises:
+        DataError: If the ends are not in order.
+
+    Example:
+        >>> import torch
+        >>> Clipped(LinearDecoder((3,), 2), high=0.5)(torch.full((100, 2), 9.0)).max() <= 0.5
+        tensor(True)
+    """
+
+    def __init__(self, decoder: Any, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise DataError(f"low must be smaller than high, not {low} and {high}.")
+        self.decoder, self.low, self.high = decoder, low, high
+        self.event_shape, self.dim = decoder.event_shape, decoder.dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Type and constructor arguments of the decoder, and the ends."""
+        own = {"type": type(self.decoder).__name__, **self.decoder.config}
+        return {"decoder": own, "low": self.low, "high": self.high}
+
+    def extra_repr(self) -> str:
+        """The ends, in the printed module."""
+        return f"low={self.low}, high={self.high}"
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Frames (rows, *event_shape) of states (rows, dim)."""
+        return self.decoder(rows).clamp(self.low, self.high)
+
+    def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
+        """Before the cut frames become mean + scale basis z, as far as the decoder is linear."""
+        self.decoder.set_linear(basis, mean, scale)
+
+
 class Logits(nn.Module):
     """A decoder of intensities in [0, 1] as one of logits, slope (y - 1/2).
 

@@ -25,6 +25,8 @@ from bayesode.systems.latent_starts import start_of
 from bayesode.trajectories import Trajectories
 
 BATCH_SIZE, NUM_STEPS = 32, 1000
+# Adam's: linear maps are right from the start, and larger steps make them worse
+NETWORK_RATE, LINEAR_RATE = 1e-3, 1e-4
 
 
 def ode_vae(
@@ -52,11 +54,12 @@ def ode_vae(
     at frames only.
 
     Args:
-        train: Values (series, time, *event), in [0, 1] but for "gaussian"; the first frame of each
-            series has to be visible.
+        train: Values (series, time, *event), in [0, 1] under the two Bernoulli laws; the first
+            frame of each series has to be visible.
         dim_latent: Size of the dynamic part of the state.
         likelihood: "bernoulli" (pixels that are on or off, or probabilities),
-            "continuous_bernoulli" (grey pixels) or "gaussian".
+            "continuous_bernoulli" (grey pixels), "clipped_gaussian" (grey pixels; normal noise
+            around intensities that are cut off to [0, 1]) or "gaussian" (any real numbers).
         hidden: Widths of the field's network; empty for a linear field.
         network: Of encoder and decoder beside their linear parts: "conv" for images (channels,
             height, width), "mlp", "none", or "auto": "conv" for images of 16 x 16 or more.
@@ -112,7 +115,7 @@ def ode_vae(
         model,
         encoder_of(kind, event, dim),
         start=start_of(dim_latent),
-        defaults=_defaults(train),
+        defaults=_defaults(train, kind),
     ).to(train.values.dtype)  # type: ignore[union-attr]
     if verbose:
         print(_told(train, arguments, kind, gap, guide.defaults))
@@ -134,12 +137,13 @@ def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
         check_positive(gap=arguments["gap"])
 
 
-def _defaults(train: Trajectories) -> dict[str, Any]:
+def _defaults(train: Trajectories, kind: str) -> dict[str, Any]:
     """What suits these fits: a draw per step and random series, where all would take hours."""
     return {
         "num_steps": NUM_STEPS,
         "num_particles": 1,
         "batch_size": min(BATCH_SIZE, train.num_series),
+        "learning_rate": {"networks": NETWORK_RATE if kind != "none" else LINEAR_RATE},
     }
 
 

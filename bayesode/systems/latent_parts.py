@@ -12,6 +12,7 @@ from bayesode.errors import ShapeError
 from bayesode.inference.encoders import ConvEncoder, LinearEncoder, MLPEncoder, SumEncoder
 from bayesode.models.fields import BayesianMLP, LinearField, Sum, WithConstants
 from bayesode.models.frames import (
+    Clipped,
     ConvDecoder,
     GreyLogits,
     LinearDecoder,
@@ -31,7 +32,7 @@ from bayesode.trajectories import Trajectories
 from bayesode.units import Units
 
 FEWEST_PIXELS = 16  # along a side, from which convolutions pay
-STEP = 0.5  # of RK4, in gaps between frames
+STEP = 0.25  # of RK4, in gaps between frames: with .5 a second turn errs by a quarter more
 EVEN = 1e-6  # of a gap: what rounding of times may move equidistant frames
 NETWORKS: dict[str, Any] = {
     "auto": None,
@@ -50,6 +51,7 @@ LIKELIHOODS: dict[str, Callable[[Any, nn.Module], nn.Module]] = {
         part(GreyLogits(decoder))
     ),
     "gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(decoder)),
+    "clipped_gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(Clipped(decoder))),
 }
 
 

@@ -13,6 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bayesode import scores
@@ -30,7 +31,7 @@ from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
 PAGE, SMALLEST, LARGEST = 7.2, 0.3, 0.6  # inches: width of a page, sides of a frame
-LEFT, RIGHT, TOP, BOTTOM, TITLE, BETWEEN = 0.45, 0.75, 0.3, 0.4, 0.24, 0.03  # inches
+LEFT, RIGHT, TOP, BOTTOM, TITLE, BETWEEN = 0.45, 0.8, 0.3, 0.4, 0.24, 0.03  # inches
 TICKS = 0.16  # inches below every sequence where they have times of their own
 LONGEST_BAR = 2.0  # inches
 GAP = 0.1  # of a frame, between frames
@@ -105,7 +106,8 @@ def frame_rows(
             _draw_video(video, rows, (low, high), top, len(longest.times))
             if video is videos[-1] or not is_shared:
                 _label_times(rows[2], video)
-        bar = figure.colorbar(panels[0, 2].images[0], cax=bar_axes)
+        ticks = MaxNLocator(4, steps=[1, 2, 5, 10])  # short numbers: there is little room
+        bar = figure.colorbar(panels[0, 2].images[0], cax=bar_axes, ticks=ticks)
         bar.set_label("sd of a pixel" + ("" if of == "values" else ", without noise"))
         bar.outline.set_linewidth(0.4)  # type: ignore[operator]
         panels[-1, 2].set_xlabel("time")

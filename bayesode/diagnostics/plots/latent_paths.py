@@ -131,4 +131,5 @@ def _draw_series(
         ahead = mean[max(0, first - 1) :]
         name = None if first else look["label"]
         panel.plot(*ahead.T, lw=1.2, ls="--", marker="o", ms=2, color=look["color"], label=name)
-    panel.plot(*mean[0], marker="o", ms=6, mfc="none", mec=look["color"], mew=1.0, ls="")
+    ring = {"marker": "o", "ms": 6, "mfc": "none", "mec": look["color"], "mew": 1.0, "ls": ""}
+    panel.plot(*mean[0], zorder=3, **ring)  # over the lines of the series behind

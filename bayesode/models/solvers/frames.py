@@ -12,6 +12,7 @@ from torch import Tensor
 from bayesode.data_checks import check_positive
 from bayesode.errors import DataError
 from bayesode.models.contracts import Priors, Solution, Solver, VectorField
+from bayesode.models.solvers.fixed_grid import FixedGridSolver
 
 ON_A_FRAME = 1e-6  # of a gap: what rounding of times may move
 
@@ -33,7 +34,6 @@ class OnFrames:
 
     Example:
         >>> import torch
-        >>> from bayesode.models.solvers.fixed_grid import FixedGridSolver
         >>> decay = VectorField(lambda t, x: -x)
         >>> solver = OnFrames(FixedGridSolver("rk4", step=0.1), gap=0.5)
         >>> solver(decay, torch.ones(1, 1), torch.zeros(1), torch.tensor([[0.5, 2.0]])).flatten()
@@ -69,8 +69,8 @@ class OnFrames:
         return self.solver.priors(start, times)
 
     def drift_solver(self) -> Any:
-        """What moves a state between two times, if the solver tells it."""
-        return self.solver.drift_solver()
+        """What moves a state between two times: the solver's own, or small steps."""
+        return getattr(self.solver, "drift_solver", FixedGridSolver)()
 
     def solve(
         self, field: VectorField, x0: Tensor, start: Tensor, times: Tensor, **noise: Tensor

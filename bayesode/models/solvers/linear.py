@@ -11,7 +11,7 @@ from torch import Tensor
 from bayesode.data_checks import check_positive
 from bayesode.errors import ShapeError, SolverError
 from bayesode.models.contracts import Priors, Solution, VectorField
-from bayesode.models.solvers.fixed_grid import inside
+from bayesode.models.solvers.fixed_grid import FixedGridSolver, inside
 
 SAME_GAP = 10  # decimals of a dimensionless gap: equal ones differ in the digits behind
 # Largest norm at which the Taylor polynomial of degree 16 is exact to rounding: the rest is below
@@ -56,9 +56,9 @@ class MatrixExponentialSolver:
         """Nothing is random in an ODE's path."""
         return {}
 
-    def drift_solver(self) -> MatrixExponentialSolver:
-        """What moves a state between two times: itself."""
-        return self
+    def drift_solver(self) -> FixedGridSolver:
+        """What moves a state in small steps, where derivatives along its way are asked for."""
+        return FixedGridSolver(max_state=self.max_state)
 
     def solve(
         self, field: VectorField, x0: Tensor, start: Tensor, times: Tensor, **noise: Tensor

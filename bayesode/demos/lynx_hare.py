@@ -1,8 +1,7 @@
-"""The main job on real data: fit, forecast, score against honest baselines, leave files."""
+"""A short record of two species: fit, forecast, score against honest baselines, leave files."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 
 from bayesode import datasets
 from bayesode.candidates import fit_candidates
+from bayesode.demos.results import made_folder, write_scores
 from bayesode.diagnostics.plots import fan_chart, vector_field
 from bayesode.diagnostics.score_table import score_table
-from bayesode.errors import DataError
 from bayesode.inference.arviz import save_netcdf
 from bayesode.inference.mixture import Mixture
 from bayesode.plan import SMALL_WIDTHS
@@ -35,7 +34,7 @@ STRENGTHS = {1: "not worth more than a bare mention", 3: "positive", 5: "strong"
 STRONGEST = "very strong"
 
 
-def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+def run_lynx_hare(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     """Fit the Hudson Bay lynx and hare record to 1914 and forecast 1915-1920.
 
     One short series: an equal mixture of widths fitted by Laplace, tried on held-out years before
@@ -55,11 +54,7 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
     Raises:
         DataError: If the folder cannot be written.
     """
-    begin, folder = time.perf_counter(), Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the folder {folder} cannot be made: {error}") from error
+    begin, folder = time.perf_counter(), made_folder(out)
     train, test = datasets.lynx_hare().split(time=LAST_TRAINING_YEAR)
     print(f"Hudson Bay record: train {train!r}\n                   test  {test!r}\n")
     num_draws = 100 if quick else 2000
@@ -73,7 +68,7 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
         "quick": quick,
         "seconds": time.perf_counter() - begin,
     }
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+    write_scores(folder, scores)
     print(f"\n{_verdict(scores)}\n{scores['seconds']:.0f} s; everything is in {folder}/")
     return scores
 
