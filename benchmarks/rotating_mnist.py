@@ -18,7 +18,7 @@ Methods:
 - `halved`: `linear-64` from half its posterior scales: does the KL of the weights forget its start?
 - `baselines`: what needs no model, and the published numbers.
 
-Columns: `mse_*` of the mean of 32 draws but for `single_draw`; `nats_per_frame` the ELBO per
+Columns: `mse_*` of the mean of 16 draws but for `single_draw`; `nats_per_frame` the ELBO per
 visible training frame (not comparable between likelihoods); `spread_ratio` the sd of decoded draws
 over the error at the hidden frame; `coverage_90` of calibrated noise (a factor from the validation
 set) over pixels whose training sd exceeds .05; for Bernoulli on binarised images
@@ -92,7 +92,7 @@ def halve_scales(guide: Any) -> None:
                 log_scale.sub_(math.log(2))
 
 
-COMPACT_STEPS, LINEAR_STEPS, LINEAR_64_STEPS = 1000, 1000, 2000
+COMPACT_STEPS, LINEAR_STEPS, LINEAR_64_STEPS = 600, 1000, 2000
 COMPACT = Method({"dim_latent": 32}, {"num_steps": COMPACT_STEPS}, tuple(LIKELIHOODS))
 LINEAR_64 = Method({"dim_latent": 64, **LINEAR}, {"num_steps": LINEAR_64_STEPS}, ("gaussian",))
 METHODS = {

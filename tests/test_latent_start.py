@@ -293,29 +293,27 @@ def gauss_newton_diagonal(matrix, first, elapsed, mask) -> torch.Tensor:
     return torch.einsum("sa,tabij->stbij", first, slope).square().sum((0, 1, 2))
 
 
-def test_weight_scales_are_the_gauss_newton_ones_where_nothing_moves():
-    first, elapsed = random(7, 3), irregular(1, 5)
+@pytest.mark.parametrize("largest", [0.0, 1.0, 3.1])
+def test_weight_scales_are_the_gauss_newton_ones_of_a_rotation(largest):
+    truth, elapsed = skew(4, largest), torch.tensor([0.0, 0.7, 2.0, 3.0, 5.5], dtype=float64)
+    first = torch.linalg.qr(random(500, 4))[0] * math.sqrt(500)  # a law that rotations keep
     mask = torch.tensor([True, True, False, True, True])
-    exact = gauss_newton_diagonal(torch.zeros(3, 3, dtype=float64), first, elapsed[0], mask)
-    seen = mask.expand(7, 5), first.square().mean(0)
-    found = weight_scales(seen[1], elapsed.expand(7, 5), seen[0], noise_scale=0.2, prior_scale=0.5)
-    assert torch.allclose(found, (exact / 0.04 + 4).rsqrt(), rtol=1e-12)
+    exact = gauss_newton_diagonal(truth.mT, first, elapsed, mask)
+    times, seen = elapsed.expand(500, 5), mask.expand(500, 5)
+    one = torch.ones(4, dtype=float64)
+    found = weight_scales(truth, one, times, seen, noise_scale=0.2, prior_scale=0.01)
+    assert torch.allclose(found, (exact / 0.04 + 1e4).rsqrt(), rtol=5e-3)
 
 
-def test_under_a_rotation_weight_scales_are_a_lower_bound():
-    truth, elapsed = skew(4, 1.5), torch.arange(7.0, dtype=float64)
-    first = torch.linalg.qr(random(500, 4))[0] * math.sqrt(500)  # the same in all directions
-    mask = torch.ones(7, dtype=torch.bool)
-    exact = (gauss_newton_diagonal(truth.mT, first, elapsed, mask) / 0.01 + 1).rsqrt()
-    found = weight_scales(
-        torch.ones(4, dtype=float64),
-        elapsed.expand(500, 7),
-        mask.expand(500, 7),
-        noise_scale=0.1,
-        prior_scale=1.0,
-    )
-    ratio = found / exact
-    assert (ratio < 1).all() and (ratio > 0.2).all()
+def test_weight_scales_take_the_variance_of_the_component_that_pushes():
+    first, elapsed = random(7, 3) * torch.tensor([1.0, 0.2, 3.0]), irregular(1, 5)
+    mask = torch.tensor([True, True, False, True, True])
+    still = torch.zeros(3, 3, dtype=float64)
+    exact = gauss_newton_diagonal(still, first, elapsed[0], mask)
+    variance = first.square().mean(0)
+    times, seen = elapsed.expand(7, 5), mask.expand(7, 5)
+    found = weight_scales(still, variance, times, seen, noise_scale=0.2, prior_scale=0.5)
+    assert torch.allclose(found, (exact / 0.04 + 4).rsqrt(), rtol=5e-3)
 
 
 def test_initial_scales_are_exact_under_a_rotation():
@@ -432,7 +430,7 @@ def latent_model(train, dim_state: int = 3, field=None):
         field=field or LinearField(3),
         likelihood=PixelLikelihood((2, 5), dim_state),
         solver=bo.FixedGridSolver("rk4", step=0.25),
-        units=bo.Units(time_unit=2.0),
+        units=bo.Units(time_unit=3.0),
     ).double()
     return model, Guide(model, train, LinearMap(10, dim_state))
 
@@ -463,9 +461,10 @@ def test_the_start_sets_noise_scales_and_the_laws_of_states():
     assert noise == pytest.approx(0.05 * math.sqrt(1.3), rel=0.1)
     assert torch.allclose(model.initial.deviation, components.variance.sqrt())
     per_state = noise / components.scale
-    elapsed = torch.arange(8.0, dtype=float64).expand(60, 8)
+    elapsed = 2 / 3 * torch.arange(8.0, dtype=float64).expand(60, 8)
+    matrix = guide.location("field.weights").view(3, 3).mT
     expected = weight_scales(
-        components.variance, elapsed, frames(train), noise_scale=per_state, prior_scale=0.5
+        matrix, components.variance, elapsed, frames(train), noise_scale=per_state, prior_scale=0.5
     )
     weights = guide.sites.log_scale["field__weights"].exp()
     assert torch.allclose(weights.view(3, 3), expected, rtol=0.1)  # random sums
@@ -480,7 +479,7 @@ def test_weight_scales_of_the_start_are_near_those_of_the_largest_elbo():
     start_latent(principal_components(train.values, frames(train), 3))(model, guide, train)
     log_scale, bounds = guide.sites.log_scale["field__weights"], []
     with torch.no_grad():
-        for factor in (0.2, 1.0, 5.0):
+        for factor in (0.4, 1.0, 2.5):
             log_scale.add_(math.log(factor))
             torch.manual_seed(0)
             bounds.append(bo.elbo_terms(model, guide, train, num_particles=16).elbo.item())

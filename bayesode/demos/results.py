@@ -14,11 +14,6 @@ def made_folder(out: str | Path) -> Path:
 
     Raises:
         DataError: If it cannot be made.
-
-    Example:
-        >>> made_folder("/dev/null/x")
-        Traceback (most recent call last):
-        bayesode.errors.DataError: the folder /dev/null/x cannot be made: [Errno 20] Not a directory: '/dev/null/x'
     """
     folder = Path(out)
     try:

@@ -101,9 +101,7 @@ def run_rotating_digits(out: str | Path, *, seed: int = 0, quick: bool = False) 
 
 
 # ---- fit and predictions -------------------------------------------------------------------------
-def _fit(
-    frames: datasets.RotatingFrames, size: Size, seed: int
-) -> tuple[Posterior, Posterior]:
+def _fit(frames: datasets.RotatingFrames, size: Size, seed: int) -> tuple[Posterior, Posterior]:
     """The posterior after a single step, and the one after all, which the validation data chose."""
     with seeded(seed):  # networks begin at random
         model, guide = ode_vae(frames.train, dim_latent=size.dim_latent)
@@ -173,7 +171,7 @@ def _mse(predicted: Tensor, truth: Tensor) -> float:
 
 
 def _angle_mean(train: Trajectories) -> Tensor:
-    """Mean of what is visible of every angle, (time, ...); of a hidden one that of its neighbours."""
+    """Mean of what is visible of every angle, (time, ...); its neighbours' of a hidden one."""
     mask: Any = train.mask
     count = mask.sum(0)
     own = torch.where(mask, _images(train), 0.0).sum(0) / count.clamp_min(1)
@@ -207,7 +205,7 @@ def _scores(
         "elbo": account.elbo,
         "nats_per_frame": account.nats_per_frame,
         "active_dimensions": account.num_active,
-        "latent_dimensions": len(account.activity),
+        "latent_dimensions": len(account.is_active),
     }
 
 
@@ -283,4 +281,4 @@ def _shown(ensemble: Ensemble, test: Trajectories) -> Trajectories:
         f"{what} error, digit {test.series[row]}"
         for what, row in zip(("smallest", "median", "largest"), rows.tolist(), strict=True)
     ]
-    return Trajectories(test.times, truth[rows], series=names)
+    return Trajectories(test.times, truth[rows], series=tuple(names))

@@ -88,7 +88,7 @@ def calibrate_noise(
     counted = _counted(posterior, validation, at)
     new = posterior.condition(validation, num_draws=num_draws, seed=seed)
     found = _entries(new, validation, counted & is_active, part, num_draws, seed)
-    factor, coverage = _factor(*found, level, part.bounds)
+    factor, coverage = _factor(*found, level)
     part.log_factor.fill_(math.log(factor))
     model = copy.deepcopy(posterior.model)
     model.likelihood = part.to(posterior.train.values.dtype)  # type: ignore[union-attr]
@@ -214,23 +214,15 @@ def _entries(
     return values[is_known], signal[:, is_known], scale[:, is_known]
 
 
-def _factor(
-    values: Tensor,
-    signal: Tensor,
-    scale: Tensor,
-    level: float,
-    bounds: tuple[float, float] | None,
-) -> tuple[float, float]:
+def _factor(values: Tensor, signal: Tensor, scale: Tensor, level: float) -> tuple[float, float]:
     """The factor of the noise at which central intervals cover `level`, and what they cover."""
-    low, high = bounds or (-math.inf, math.inf)
     tail = (1 - level) / 2
 
     def coverage(log_factor: float) -> float:
+        # the share of the predictive law below a value; a cut at the bounds, within which signals
+        # and values lie, moves no end of an interval across a value
         below = torch.special.ndtr((values - signal) / (scale * math.exp(log_factor))).nanmean(0)
-        # an interval is cut off like the values: it reaches an end as soon as it crosses it
-        is_above_lower = (below >= tail) | (values >= high)
-        is_below_upper = (below <= 1 - tail) | (values <= low)
-        return (is_above_lower & is_below_upper).double().mean().item()
+        return ((below >= tail) & (below <= 1 - tail)).double().mean().item()
 
     largest = math.log(LARGEST_FACTOR)
     ends = [coverage(end) for end in (-largest, largest)]

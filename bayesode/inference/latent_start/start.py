@@ -60,9 +60,10 @@ def start_latent(components: PrincipalComponents) -> LatentStart:
             size = math.isqrt(model.prototype()[site].numel())
             raise DataError(f"the field's linear part has {size} components, the start has {dim}.")
         _set_maps(model, guide, train, components)
-        guide.set_site(site, _generator(model, train, components).matrix.mT.flatten())
+        matrix = _generator(model, train, components).matrix
+        guide.set_site(site, matrix.mT.flatten())
         noise_scale = _set_noise(model, guide, train)
-        _set_scales(model, guide, train, site, components.variance, noise_scale)
+        _set_scales(model, guide, train, site, matrix, components.variance, noise_scale)
 
     return start
 
@@ -176,6 +177,7 @@ def _set_scales(
     guide: Any,
     train: Trajectories,
     site: str,
+    matrix: Tensor,
     variance: Tensor,
     noise_scale: float,
 ) -> None:
@@ -184,6 +186,7 @@ def _set_scales(
     begin, times = model.units.dimensionless_times(train)
     prior = resolve(model.global_priors()[site], model.prototype())
     scales = weight_scales(
+        matrix,
         variance,
         times - begin[:, None],
         is_seen,
