@@ -169,9 +169,15 @@ def test_frames_that_stand_still_are_predicted_to_stand_still():
 # ---- fits ----------------------------------------------------------------------------------------
 def test_a_fit_raises_the_elbo(posterior):
     start = fitted(fit={"num_steps": 1, "learning_rate": STILL})
-    found = [p.elbo_terms(num_particles=16).elbo.item() for p in (start, posterior)]
-    # the sd of such an estimate is about 5 nats; a fit that does not move gains nothing
-    assert found[1] > found[0] + 100
+    gains = torch.tensor(
+        [
+            posterior.elbo_terms(num_particles=4, seed=seed).elbo
+            - start.elbo_terms(num_particles=4, seed=seed).elbo
+            for seed in range(8)
+        ]
+    )
+    # false alarm 6e-7; a fit that does not move gains nothing
+    assert gains.mean() > 10 + 5 * gains.std() / math.sqrt(8)
 
 
 def test_the_same_seed_gives_the_same_posterior_and_another_one_another():
@@ -183,8 +189,9 @@ def test_the_same_seed_gives_the_same_posterior_and_another_one_another():
 
 def test_a_fit_takes_what_the_guide_suggests_and_what_the_user_says_wins():
     model, guide = bo.ode_vae(FRAMES.train, **SMALL)
-    assert guide.defaults == {"num_steps": 1000, "num_particles": 1, "batch_size": 12}
-    guide.defaults["num_steps"] = 2
+    suggested = {"num_steps": 1000, "num_particles": 1, "batch_size": 12}
+    assert guide.defaults.items() >= suggested.items()
+    guide.defaults |= {"num_steps": 2, "learning_rate": {"networks": 2e-4}}
     plain = bo.fit_svi(model, guide, FRAMES.train, seed=0, progress=False)
     assert len(plain.history.elbo) == 2
     assert (plain.settings["num_particles"], plain.settings["batch_size"]) == (1, 12)
@@ -195,7 +202,12 @@ def test_a_fit_takes_what_the_guide_suggests_and_what_the_user_says_wins():
         "num_particles": 2,
         "batch_size": 5,
     }
-    assert asked.settings["learning_rate"]["locations"] == 0.01
+    rates = {"locations": 0.01, "networks": 2e-4}  # of what is not given, the suggestion
+    assert asked.settings["learning_rate"].items() >= rates.items()
+    rates = bo.fit_svi(
+        model, guide, FRAMES.train, progress=False, learning_rate={"networks": 1e-3}
+    ).settings["learning_rate"]
+    assert rates["networks"] == 1e-3
     few = bo.fit_svi(model, guide, FRAMES.train.rows([0, 1]), seed=0, progress=False)
     assert few.settings["batch_size"] == 2
 
@@ -271,6 +283,18 @@ def test_the_frames_of_training_digits_do_not_matter_to_their_predictions_either
     asked = FRAMES.train.at(FRAMES.train.times)
     other = changed(values=torch.rand_like(FRAMES.train.values))
     assert torch.equal(signal(posterior, asked), signal(posterior, other))
+
+
+def test_noise_is_not_calibrated_on_the_frame_that_was_read():
+    """Trap 39: its error is smaller, so its coverage says nothing of predictions."""
+    posterior, times = fitted(likelihood="gaussian"), torch.arange(16.0)
+    factors = [
+        calibrate_noise(posterior, FRAMES.validation, num_draws=8, at=at).settings[
+            "calibrated_noise"
+        ]["factor"]
+        for at in (None, times[1:], times)
+    ]
+    assert factors[0] == factors[1] and factors[0] != factors[2]
 
 
 def test_conditioning_leaves_no_sequence_out(posterior):

@@ -11,6 +11,15 @@ from bayesode.errors import DataError
 LOG_SCALES, NETWORKS = 0.03, 1e-3
 
 
+def by_group(learning_rate: float | Mapping[str, float] | None) -> dict[str, float]:
+    """The rates that are named, a number as that of "locations"."""
+    if learning_rate is None:
+        return {}
+    if isinstance(learning_rate, Mapping):
+        return dict(learning_rate)
+    return {"locations": learning_rate}
+
+
 def group_rates(
     learning_rate: float | Mapping[str, float] | None, groups: Iterable[str], locations: float
 ) -> dict[str, float]:
@@ -30,12 +39,7 @@ def group_rates(
         {'locations': 0.1, 'networks': 0.001}
     """
     names = list(groups)
-    if learning_rate is None:
-        given = {}
-    elif isinstance(learning_rate, Mapping):
-        given = dict(learning_rate)
-    else:
-        given = {"locations": learning_rate}
+    given = by_group(learning_rate)
     for name, rate in given.items():
         if name not in names:
             raise DataError(

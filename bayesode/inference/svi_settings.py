@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bayesode.errors import DataError
+from bayesode.inference.learning_rates import by_group
 from bayesode.inference.validation import check_validation
 from bayesode.inference.window_schemes import Schedule
 from bayesode.models.dynamical import DynamicalModel
@@ -28,6 +29,8 @@ class Steps(NamedTuple):
 def with_defaults(guide: Any, train: Trajectories, **given: Any) -> Steps:
     """The steps of a fit, what was left at None as the guide suggests, or as suits most.
 
+    Groups of parameters whose learning rate is not given keep the one that the guide suggests.
+
     Args:
         guide: With an attribute `defaults`, or without.
         train: Training data, which may be fewer series than the guide expects.
@@ -38,6 +41,8 @@ def with_defaults(guide: Any, train: Trajectories, **given: Any) -> Steps:
     if "batch_size" in defaults:
         defaults["batch_size"] = min(defaults["batch_size"], train.num_series)
     chosen: Any = {n: defaults.get(n) if value is None else value for n, value in given.items()}
+    suggested = by_group(defaults.get("learning_rate"))
+    chosen["learning_rate"] = suggested | by_group(given.get("learning_rate"))
     return Steps(**chosen)
 
 
