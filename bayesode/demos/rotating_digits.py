@@ -41,7 +41,7 @@ class Size:
     num_draws: int
 
 
-# Of all 183 threes. What two minutes allow: more steps still gain a little on the validation digits.
+# Of all 183 threes, in what two minutes allow: more steps still gain a little in validation.
 USUAL = Size(120, 20, 40, dim_latent=32, num_steps=300, num_draws=64)
 QUICK = Size(24, 4, 6, dim_latent=8, num_steps=20, num_draws=16)
 
