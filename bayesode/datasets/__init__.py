@@ -9,6 +9,7 @@ from bayesode.datasets.glycolysis import glycolysis
 from bayesode.datasets.lorenz import lorenz
 from bayesode.datasets.lotka_volterra import lotka_volterra
 from bayesode.datasets.lynx_hare import lynx_hare
+from bayesode.datasets.motion_capture import MotionCapture, motion_capture
 from bayesode.datasets.ornstein_uhlenbeck import ornstein_uhlenbeck
 from bayesode.datasets.rotating_digits import rotating_digits
 from bayesode.datasets.rotating_frames import RotatingFrames
@@ -18,6 +19,7 @@ from bayesode.datasets.stochastic_lotka_volterra import stochastic_lotka_volterr
 from bayesode.datasets.van_der_pol import van_der_pol
 
 __all__ = [
+    "MotionCapture",
     "RotatingFrames",
     "Simulated",
     "cubic_spiral",
@@ -29,6 +31,7 @@ __all__ = [
     "lorenz",
     "lotka_volterra",
     "lynx_hare",
+    "motion_capture",
     "ornstein_uhlenbeck",
     "rotating_digits",
     "rotating_mnist",
