@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,12 @@ class SecondOrder(Composite):
         if not isinstance(dim_constants, int) or dim_constants < 0:
             raise DataError(f"dim_constants is a number of components, not {dim_constants!r}.")
         self.acceleration: Any = acceleration
-        self.dim_constants, self.units = dim_constants, Units()
+        self.dim_constants = dim_constants
+        self.units: Units | None = None  # of the state, if it has any
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """The acceleration; the units are a submodule that is no part."""
+        yield "acceleration", self.acceleration
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,14 +83,15 @@ class SecondOrder(Composite):
                 f"the units have the transform {units.transform!r}, under which a velocity would "
                 "have to be positive: SecondOrder takes Units of the transform 'identity'."
             )
-        if not _is_of_time_alone(units) and units.scale.numel() % 2:
+        has_own = not _is_of_time_alone(units)
+        if has_own and units.scale.numel() % 2:
             raise ShapeError(
                 f"SecondOrder has a state of positions and velocities, the units have "
                 f"{units.scale.numel()} component(s), an odd number: if only positions are "
                 "observed take Units.from_data(train).with_velocities()."
             )
         super().with_units(units)
-        self.units = units
+        self.units = units if has_own else None
 
     def build(self, values: Values, inputs: Inputs | None = None) -> VectorField:
         """The field of drawn values; linear if the acceleration is and velocities are about 0."""
@@ -172,9 +179,9 @@ def _is_of_time_alone(units: Units) -> bool:
     return is_one and bool((units.location == 0).all() and (units.scale == 1).all())
 
 
-def _speed(units: Units) -> _Speed | None:
-    """How velocities move positions under units; None if as in the plain equation."""
-    if _is_of_time_alone(units):
+def _speed(units: Units | None) -> _Speed | None:
+    """How velocities move positions under units of the state; None if as in the plain equation."""
+    if units is None:
         return None
     positions, velocities = units.scale.chunk(2)
     unit = units.time_unit / positions
