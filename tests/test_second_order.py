@@ -215,7 +215,9 @@ def test_an_odd_state_size_is_one_clear_error():
         model(question)
 
 
-@pytest.mark.parametrize("units", [bo.Units([0.0], [2.0]), bo.Units(names=["q"]), bo.Units([0] * 3)])
+@pytest.mark.parametrize(
+    "units", [bo.Units([0.0], [2.0]), bo.Units(names=["q"]), bo.Units([0] * 3)]
+)
 def test_units_of_an_odd_number_of_components_are_refused(units):
     with pytest.raises(bo.ShapeError, match="with_velocities"):
         network()[0].with_units(units)
@@ -288,14 +290,11 @@ def test_a_start_finds_velocities_and_forces_from_positions_alone():
     start = find_start(model, train)
     x0 = model.units.to_users(start.values["x0"])
     assert start.ratio < 1.3
-    error = (x0 - path[:, 0]) / (start.scales["x0"] * model.units.scale)
-    assert error.abs().max() < 5  # sds, 1 seed in 2e5
-    assert start.scales["x0"].max() < 0.05
+    # errors over 6 seeds: x0 up to .006 and .014, stiffness .007, damping .003
+    assert ((x0 - path[:, 0]).abs() < torch.tensor([0.02, 0.05])).all()
     tau = model.units.time_unit
-    force, scale = (x["field.acceleration.weights"][:2] for x in (start.values, start.scales))
-    unit = torch.stack([tau**2, tau])
-    error = (force / unit - torch.tensor([-4.0, -0.2])) / (scale / unit)
-    assert error.abs().max() < 5 and (scale / unit).max() < 0.1
+    force = start.values["field.acceleration.weights"][:2] / torch.stack([tau**2, tau])
+    assert ((force - torch.tensor([-4.0, -0.2])).abs() < torch.tensor([0.03, 0.01])).all()
 
 
 def test_hidden_components_that_the_field_does_not_find_are_one_clear_error():
@@ -315,3 +314,19 @@ def shares(states, truth):
     low, high = states.quantile(0.05, 0), states.quantile(0.95, 0)
     covered = ((truth >= low) & (truth <= high)).double().mean((0, 1))
     return covered, (states.mean(0) - truth).square().mean((0, 1)).sqrt()
+
+
+@pytest.mark.slow
+def test_angles_alone_tell_the_velocity_and_forecast_twice_the_horizon():
+    make = bo.datasets.damped_pendulum_angles
+    train = make(num_series=4, num_times=30, horizon=6.0, seed=2).observed
+    truth = make(num_series=4, num_times=61, horizon=12.0, seed=2).truth
+    model = angle_model(train, bo.BayesianMLP(2, [6], 1))
+    posterior = bo.fit_laplace(model, train, seed=0, progress=False)
+    states = posterior.predict(train.at(truth.times), num_draws=200, seed=0).states.double()
+    for window in (truth.times <= 6.0, truth.times > 6.0):
+        covered, error = shares(states[:, :, window], truth.values[:, window])
+        # over 8 seeds .72 to 1 of a 90 % band; errors up to .04 (angle) and .056 (velocity) in 7,
+        # .14 and .13 after the data in one; the angles have an sd of .6
+        assert (covered > 0.65).all()
+        assert (error < torch.tensor([0.06, 0.09])).all()

@@ -37,9 +37,7 @@ class LinearField(nn.Module):
 
     prior_sd: Tensor
 
-    def __init__(
-        self, dim: int, *, dim_in: int | None = None, prior_scale: float = 1.0
-    ) -> None:
+    def __init__(self, dim: int, *, dim_in: int | None = None, prior_scale: float = 1.0) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"dim": dim, "dim_in": dim_in, "prior_scale": prior_scale}
         self.dim, self.dim_in = dim, dim if dim_in is None else dim_in
