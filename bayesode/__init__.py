@@ -17,6 +17,7 @@ from bayesode.inference.encoders import ConvEncoder as ConvEncoder
 from bayesode.inference.encoders import GRUEncoder as GRUEncoder
 from bayesode.inference.encoders import LinearEncoder as LinearEncoder
 from bayesode.inference.encoders import MLPEncoder as MLPEncoder
+from bayesode.inference.encoders import StackedEncoder as StackedEncoder
 from bayesode.inference.encoders import SumEncoder as SumEncoder
 from bayesode.inference.ensemble import Ensemble as Ensemble
 from bayesode.inference.fit import fit as fit
@@ -41,6 +42,7 @@ from bayesode.models.fields import BayesianMLP as BayesianMLP
 from bayesode.models.fields import LinearField as LinearField
 from bayesode.models.fields import PhysicsField as PhysicsField
 from bayesode.models.fields import SDEField as SDEField
+from bayesode.models.fields import SecondOrder as SecondOrder
 from bayesode.models.fields import StateNoise as StateNoise
 from bayesode.models.fields import Sum as Sum
 from bayesode.models.fields import WithConstants as WithConstants

@@ -154,6 +154,34 @@ class Units(Float64Module):
             names=(*train.names, *extra),
         )
 
+    def with_velocities(self, names: Sequence[str] = ()) -> Units:
+        """Units of a state (positions, velocities), for `SecondOrder`; these are the positions'.
+
+        Velocities have location 0 and the scale of their position over the unit of time: ds/dt = v
+        in users' units is the same equation in dimensionless ones.
+
+        Args:
+            names: Of the velocities, "d(name)/dt" by default.
+
+        Raises:
+            DataError: Under a log transform: velocities are not positive.
+
+        Example:
+            >>> units = Units([1.0], [6.0], time_unit=2.0, names=["angle"]).with_velocities()
+            >>> units.scale.tolist(), units.names
+            ([6.0, 3.0], ('angle', 'd(angle)/dt'))
+        """
+        if self.transform != "identity":
+            raise DataError(f"velocities have no units under the transform {self.transform!r}.")
+        velocities = tuple(names) or tuple(f"d({name})/dt" for name in self.names)
+        return Units(
+            torch.cat([self.location, torch.zeros_like(self.location)]),
+            torch.cat([self.scale, self.scale / self.time_unit]),
+            time_origin=self.time_origin.item(),
+            time_unit=self.time_unit.item(),
+            names=(*self.names, *velocities),
+        )
+
     # ---- values ----------------------------------------------------------------------------------
     def to_state(self, values: Tensor) -> Tensor:
         """Dimensionless numbers of values in users' units, shape (..., component)."""
@@ -198,8 +226,9 @@ class Units(Float64Module):
         return rate * self.slope(state) / self.time_unit.to(rate.dtype)
 
     def to_state_rate(self, state: Tensor, rate: Tensor) -> Tensor:
-        """dz/ds of a dx/dt in users' units at the state z."""
-        return rate / self.slope(state) * self.time_unit.to(rate.dtype)
+        """dz/ds of a dx/dt in users' units at the state z, or of its last components alone."""
+        slope = self.slope(state)[..., -rate.shape[-1] :]  # of accelerations: the velocities
+        return rate / slope * self.time_unit.to(rate.dtype)
 
     # ---- times -----------------------------------------------------------------------------------
     def dimensionless_times(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ from bayesode.models.fields import (
     LinearField,
     PhysicsField,
     SDEField,
+    SecondOrder,
     StateNoise,
     Sum,
     WithConstants,
@@ -67,10 +68,10 @@ def double_precision():
 class Hierarchical(nn.Module):
     """A field whose weights have a drawn scale."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, dim_out=None):
         super().__init__()
-        self.config = {"dim": dim}
-        self.net = BayesianMLP(dim, [3], dim)
+        self.config = {"dim": dim, "dim_out": dim_out}
+        self.net = BayesianMLP(dim, [3], dim_out or dim)
         self.register_buffer("unit", torch.ones(()))
 
     def priors(self):
@@ -132,6 +133,13 @@ PARTS = {
     "linear and network of parts": lambda: Sum(
         linear=LinearField(STATE), network=BayesianMLP(STATE, [2], STATE)
     ),
+    "second order of parts": lambda: SecondOrder(BayesianMLP(STATE, [3], STATE // 2)),
+    "second order of hierarchical parts in a sum": lambda: Sum(
+        only=SecondOrder(
+            Sum(first=Hierarchical(STATE, STATE // 2), second=LinearField(1, dim_in=STATE))
+        )
+    ),
+    "acceleration": lambda: LinearField(1, dim_in=STATE, prior_scale=0.5),
     "with constants of parts": lambda: WithConstants(BayesianMLP(STATE, [3], 1), 1),
     "physics": physics,
     "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),

@@ -345,3 +345,21 @@ def test_lynx_hare_is_one_complete_labelled_series():
     assert data.values.shape == (1, 21, 2) and data.mask.all()
     assert data.start.tolist() == [1900.0]
     assert data.values.double().sum((0, 1)).round(decimals=3).tolist() == [715.7, 423.5]
+
+
+def test_angles_of_a_pendulum_are_seen_and_its_velocities_are_not():
+    whole = datasets.damped_pendulum(num_series=5, seed=4)
+    data = datasets.damped_pendulum_angles(num_series=5, seed=4, missing=0.2)
+    assert torch.equal(data.truth.values, whole.truth.values)
+    assert data.truth.names == ("q", "p") and data.observed.names == ("q",)
+    assert data.observed.values.shape == (5, 50, 1) and data.noise_scale.tolist() == [0.05]
+    assert data.observed.num_observed == 200
+    error = (data.observed.values - data.truth.values[..., :1])[data.observed.mask]
+    # mean square of 200 normal numbers: 5 standard errors, 1 seed in 2e6
+    assert abs(error.square().mean() / 0.05**2 - 1) < 5 * (2 / 200) ** 0.5
+    assert torch.equal(data.field(data.truth.values), whole.field(data.truth.values))
+
+
+def test_noise_of_angles_is_one_number():
+    with pytest.raises(ShapeError, match="one number or 1"):
+        datasets.damped_pendulum_angles(noise_scale=[0.1, 0.2])

@@ -49,6 +49,9 @@ NETWORKS = {
 ALL = NETWORKS | {
     "linear": lambda: bo.LinearEncoder(FRAME, 3),
     "linear and mlp": lambda: bo.SumEncoder(bo.LinearEncoder(FRAME, 3), bo.MLPEncoder(FRAME, 3)),
+    "position and velocity": lambda: bo.StackedEncoder(
+        bo.LinearEncoder(FRAME, 2), bo.MLPEncoder(FRAME, 1, num_frames=2)
+    ),
 }
 each_encoder = pytest.mark.parametrize("name", ALL)
 each_network = pytest.mark.parametrize("name", NETWORKS)
@@ -138,7 +141,7 @@ def test_later_frames_of_the_first_ones_have_to_be_visible_and_there():
         encoder(short)
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n != "gru"])
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("gru", "position and velocity")])
 def test_nothing_behind_the_first_frames_is_read(name):
     encoder, data = ALL[name](), video()
     count = {"mlp of two frames": 2, "conv of three frames": 3}.get(name, 1)
@@ -288,7 +291,7 @@ def test_gaps_and_the_start_matter_and_are_measured_in_the_unit_of_time():
 
 
 # ---- settings -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", [n for n in ALL if n != "linear and mlp"])
+@pytest.mark.parametrize("name", [n for n in ALL if " and " not in n])
 def test_settings_rebuild_an_encoder_of_the_same_shape(name):
     encoder = ALL[name]()
     twin = type(encoder)(**encoder.config)
@@ -312,3 +315,53 @@ def test_bad_settings_are_one_clear_error():
         bo.GRUEncoder((3,), 2, time_unit=0.0)
     with pytest.raises(bo.ShapeError, match=r"grey pictures"):
         bo.ConvEncoder((28, 28), 2)
+
+
+# ---- positions and velocities --------------------------------------------------------------------
+def stacked():
+    return bo.StackedEncoder(
+        bo.LinearEncoder(FRAME, 2), bo.MLPEncoder(FRAME, 2, hidden=(8,), num_frames=3)
+    )
+
+
+def test_a_stacked_encoder_puts_two_laws_side_by_side():
+    encoder, data = stacked(), video()
+    location, scale = moments(encoder(data))
+    for columns, part in ((slice(2), encoder.position), (slice(2, 4), encoder.velocity)):
+        own = moments(part(data))
+        assert torch.equal(location[:, columns], own[0])
+        assert torch.equal(scale[:, columns], own[1].expand(6, 2))
+
+
+def test_positions_are_read_from_the_first_frame_and_velocities_from_the_first_three():
+    encoder, data = stacked(), video()
+    before = moments(encoder(data))[0]
+    for frame, is_read in ((0, (True, True)), (2, (False, True)), (3, (False, False))):
+        values = data.values.clone()
+        values[:, frame] += 1.0
+        changed = (moments(encoder(with_values(data, values)))[0] != before).any(0)
+        assert changed.view(2, 2).any(-1).tolist() == list(is_read)
+
+
+def test_the_linear_map_of_a_stacked_encoder_is_that_of_its_positions():
+    encoder, data = stacked(), video()
+    basis = torch.linalg.qr(torch.randn(60, 4))[0]  # padded for a state of positions and velocities
+    mean = torch.rand(60)
+    encoder.set_linear(basis, mean, 0.5)
+    location = moments(encoder(data))[0]
+    exact = (data.values[:, 0].flatten(1) - mean) @ basis[:, :2] / 0.5
+    torch.testing.assert_close(location[:, :2], exact)
+    assert location[:, 2:].abs().max() < 0.1
+
+
+def test_log_scales_of_a_stacked_encoder_are_those_of_its_parts():
+    encoder = stacked()
+    assert encoder.log_scales() == [encoder.position.log_scale]
+    both = bo.StackedEncoder(bo.LinearEncoder(FRAME, 2), bo.LinearEncoder(FRAME, 1))
+    assert both.log_scales() == [both.position.log_scale, both.velocity.log_scale]
+    assert [both.config[name]["dim"] for name in ("position", "velocity")] == [2, 1]
+
+
+def test_fewer_frames_than_the_velocity_reads_is_one_clear_error():
+    with pytest.raises(bo.DataError, match="reads the first 3 frames, the data have 2"):
+        stacked()(video(num_times=2))

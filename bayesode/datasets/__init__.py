@@ -1,7 +1,7 @@
 """Data sets: each function gives `Trajectories`, or `Simulated` with the truth beside them."""
 
 from bayesode.datasets.cubic_spiral import cubic_spiral
-from bayesode.datasets.damped_pendulum import damped_pendulum
+from bayesode.datasets.damped_pendulum import damped_pendulum, damped_pendulum_angles
 from bayesode.datasets.double_well import double_well
 from bayesode.datasets.fitzhugh_nagumo import fitzhugh_nagumo
 from bayesode.datasets.geometric_brownian_motion import geometric_brownian_motion
@@ -24,6 +24,7 @@ __all__ = [
     "Simulated",
     "cubic_spiral",
     "damped_pendulum",
+    "damped_pendulum_angles",
     "double_well",
     "fitzhugh_nagumo",
     "geometric_brownian_motion",

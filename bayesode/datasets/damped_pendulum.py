@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,56 @@ def damped_pendulum(
     """
     return simulate(
         SYSTEM,
+        num_series=num_series,
+        num_times=num_times,
+        seed=seed,
+        noise_scale=noise_scale,
+        times=times,
+        missing=missing,
+        horizon=horizon,
+    )
+
+
+def damped_pendulum_angles(
+    *,
+    num_series: int = 10,
+    num_times: int = 50,
+    seed: int = 0,
+    noise_scale: Any = None,
+    times: Any = None,
+    missing: float = 0.0,
+    horizon: float | None = None,
+) -> Simulated:
+    """Noisy series of the angle of a damped pendulum, whose velocity is not observed.
+
+    The system of `damped_pendulum`, and of the same seed the same paths.
+
+    Args:
+        num_series: As in `damped_pendulum`.
+        num_times: As there.
+        seed: As there.
+        noise_scale: Standard deviation of the noise of the angle; 0.05 by default.
+        times: As there.
+        missing: As there, of the angles.
+        horizon: As there.
+
+    Returns:
+        Observations, values (series, time, 1) of the component q (an angle in radians), and truth,
+        values (series, time, 2) of q and p (its rate). Time is dimensionless.
+
+    Raises:
+        DataError: As `damped_pendulum`.
+        ShapeError: As `damped_pendulum`.
+
+    Source: Strogatz (2015), "Nonlinear Dynamics and Chaos", section 6.7, there with stiffness 1.
+
+    Example:
+        >>> data = damped_pendulum_angles(num_series=3, num_times=20, seed=1)
+        >>> data.observed.values.shape, data.truth.values.shape
+        (torch.Size([3, 20, 1]), torch.Size([3, 20, 2]))
+    """
+    return simulate(
+        replace(SYSTEM, num_observed=1),
         num_series=num_series,
         num_times=num_times,
         seed=seed,

@@ -26,9 +26,11 @@ class Simulated:
     """Simulated data and the truth behind them.
 
     Args:
-        observed: With noise and missing entries, float32, values (series, time, state).
+        observed: With noise and missing entries, float32, values (series, time, component): the
+            state, or its leading components where the others are not observed.
         truth: Noise-free path at the same times, complete, float64 as it was integrated.
-        noise_scale: Standard deviation of the noise, shape (state,), float64, units of the state.
+        noise_scale: Standard deviation of the noise, shape (component,), float64, units of the
+            state.
         parameters: Constants of the system.
         derivative: The equations, `derivative(*state, **parameters)`, see `System`. With process
             noise it is the drift.
@@ -79,6 +81,7 @@ class System:
         noise_scale: Usual standard deviation of the noise.
         diffusion: Of a system with process noise, in the same form: the sd of the noise of each
             component per square root of the unit of time (Ito). None for an ODE.
+        num_observed: How many components are observed, the leading ones; None for all.
     """
 
     derivative: Callable[..., tuple[Any, ...]]
@@ -88,6 +91,7 @@ class System:
     horizon: float
     noise_scale: float
     diffusion: Callable[..., tuple[Any, ...]] | None = None
+    num_observed: int | None = None
 
 
 def uniform_initial(low: float, high: float, dim: int) -> Callable[[int, Generator], Tensor]:
@@ -175,24 +179,26 @@ def simulate(
         raise DataError("give either times of your own or horizon=, not both.")
     end = system.horizon if horizon is None else horizon
     usual = system.noise_scale if noise_scale is None else noise_scale
-    scale = noise_scales(usual, len(system.names))
+    seen_names = system.names[: system.num_observed]
+    scale = noise_scales(usual, len(seen_names))
     generator = Generator().manual_seed(int(seed))
     x0 = system.draw_initial(int(num_series), generator)
     grid = choose_times(times, int(num_series), num_times, end, generator)
     question = Trajectories(  # checks times of the user's own before they are used
         grid, None, series=tuple(range(len(x0))), names=system.names, start=torch.zeros(len(x0))
     )
-    shape = torch.Size([*question.grid.shape, len(system.names)])
+    shape = torch.Size([*question.grid.shape, len(seen_names)])
     noise = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
     is_missing = choose_missing(shape, missing, generator)
     if system.diffusion is None:
         path = _paths(system, x0, question.times)
     else:
         path = random_paths(system, x0, question.grid, generator)
-    seen = torch.where(is_missing, torch.nan, path + noise).to(torch.float32)
+    shown = path[..., : len(seen_names)]
+    seen = torch.where(is_missing, torch.nan, shown + noise).to(torch.float32)
     observed, truth = (
-        Trajectories(grid, values, names=question.names, start=question.start)
-        for values in (seen, path)
+        Trajectories(grid, values, names=names, start=question.start)
+        for values, names in ((seen, seen_names), (path, system.names))
     )
     return Simulated(observed, truth, scale, dict(system.parameters), system.derivative)
 

@@ -5,3 +5,4 @@ from bayesode.inference.encoders.linear import SumEncoder as SumEncoder
 from bayesode.inference.encoders.networks import ConvEncoder as ConvEncoder
 from bayesode.inference.encoders.networks import MLPEncoder as MLPEncoder
 from bayesode.inference.encoders.recurrent import GRUEncoder as GRUEncoder
+from bayesode.inference.encoders.stacked import StackedEncoder as StackedEncoder

@@ -70,6 +70,11 @@ def start_latent(components: PrincipalComponents) -> LatentStart:
 
 def _linear_site(model: DynamicalModel) -> str:
     """Full name of the site that takes the generator, row by row as A[i, j]."""
+    if hasattr(model.field, "hidden_components"):  # its matrix is that of the acceleration
+        raise DataError(
+            f"this start is for fields of first order, not {type(model.field).__name__}: leave "
+            "start= of the guide out, or give one that sets the acceleration."
+        )
     name = getattr(model.field, "linear_site", lambda: None)()
     if name is None:
         raise DataError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,8 +100,33 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
     check_smoothable(model)
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
-    check_seen(data, train)
+    if hasattr(model.field, "hidden_components"):
+        smoothed = with_hidden(model, data, grid, smoothed)
+    check_seen(data, train, smoothed.path.shape[-1])
     return data, grid, smoothed
+
+
+def with_hidden(model: DynamicalModel, data: FitData, grid: Tensor, smoothed: Smoothed) -> Smoothed:
+    """The smoothed data with the components that the field finds by the rates of the others.
+
+    Their own rates come from a second smoother, which sees them at the times of the data.
+
+    Args:
+        model: Its field has `hidden_components`, as `SecondOrder`.
+        data: The fit, whose knots are the even points of the grid.
+        grid: Shape (series, 2 knot - 1).
+        smoothed: Of the observed components; its noise scales stay those of the observed ones.
+    """
+    hidden = model.field.hidden_components(smoothed.derivative)
+    measurement = data.measurement
+    knots = 2 * measurement.knots
+    at = knots.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    again = smooth(grid.gather(1, knots), hidden.gather(1, at), measurement.mask, grid)
+    joined = {
+        name: torch.cat([getattr(smoothed, name), getattr(again, name)], -1)
+        for name in ("derivative", "derivative_scale")
+    }
+    return replace(smoothed, path=torch.cat([smoothed.path, hidden], -1), **joined)
 
 
 def prepare_diffusion(
@@ -115,7 +140,7 @@ def prepare_diffusion(
     """
     check_smoothable(model)
     problem = DiffusionProblem.of(model, train)
-    check_seen(problem.data, train)
+    check_seen(problem.data, train, problem.data.measurement.response.shape[-1])
     process = problem.process
     knots = torch.cat([process.begins, process.begins[:, -1:] + process.gaps[:, -1:]], -1)
     return problem, *smooth_at(model, train, knots)
@@ -136,13 +161,18 @@ def check_smoothable(model: DynamicalModel) -> None:
         )
 
 
-def check_seen(data: FitData, train: Trajectories) -> None:
+def check_seen(data: FitData, train: Trajectories, num_known: int) -> None:
     """Refuse states of which a smoother sees nothing.
+
+    Args:
+        data: The fit.
+        train: The data.
+        num_known: Number of components of the state that are observed or follow from these.
 
     Raises:
         FitError: Then.
     """
-    num_hidden = data.x0_mean.shape[-1] - data.measurement.response.shape[-1]
+    num_hidden = data.x0_mean.shape[-1] - num_known
     if num_hidden > 0:
         raise FitError(
             f"{num_hidden} component(s) of the state are not observed, and the warm start begins "

@@ -8,3 +8,4 @@ from bayesode.models.fields.physics import PhysicsField as PhysicsField
 from bayesode.models.fields.process_noise import AdditiveNoise as AdditiveNoise
 from bayesode.models.fields.process_noise import StateNoise as StateNoise
 from bayesode.models.fields.sde import SDEField as SDEField
+from bayesode.models.fields.second_order import SecondOrder as SecondOrder

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesode.data_checks import check_size
 from bayesode.errors import DataError, ShapeError
 from bayesode.inputs import Inputs
 from bayesode.models.contracts import Prior, Priors, Values, VectorField
@@ -24,9 +25,12 @@ class PhysicsField(nn.Module):
         rhs: From the time t, a scalar or (series,), the state x (*draws, series, state) and each
             constant to dx/dt, shaped like x. A scalar constant broadcasts against x[..., 0].
         priors: A distribution per constant, or a function of the constants drawn before it.
+        dim_rate: Number of components that rhs gives the rates of, the last ones of the state; all
+            by default. Accelerations, see `SecondOrder`, give those of the velocities alone.
 
     Raises:
-        DataError: Without constants, or for a name that is no Python identifier.
+        DataError: Without constants, for a name that is no Python identifier or a dim_rate that is
+            not positive.
 
     Example:
         >>> import torch
@@ -42,7 +46,13 @@ class PhysicsField(nn.Module):
         tensor([[ 1., -1.]])
     """
 
-    def __init__(self, rhs: Callable[..., Tensor], priors: Mapping[str, Prior]) -> None:
+    def __init__(
+        self,
+        rhs: Callable[..., Tensor],
+        priors: Mapping[str, Prior],
+        *,
+        dim_rate: int | None = None,
+    ) -> None:
         super().__init__()
         if not priors or not all(name.isidentifier() for name in priors):
             raise DataError(
@@ -50,7 +60,10 @@ class PhysicsField(nn.Module):
                 f"{list(priors)}; a field without unknowns needs no prior: write it into rhs of "
                 "another."
             )
+        if dim_rate is not None:
+            check_size(dim_rate=dim_rate)
         self.rhs, self.units, self.given = rhs, Units(), dict(priors)
+        self.dim_rate = dim_rate
         self.laws: dict[str, tuple[type, list[str], int]] = {}
         for name, prior in priors.items():
             self._keep(name, prior)
@@ -99,10 +112,12 @@ class PhysicsField(nn.Module):
             time = units.time_origin + units.time_unit * torch.as_tensor(t).to(units.time_unit)
             time = time.squeeze(-1) if time.dim() else time  # (series, 1) to that of x[..., 0]
             found = self.rhs(time.to(x.dtype), x, **constants)
-            if found.shape[-x.dim() :] != x.shape:
+            size = x.shape[-1] if self.dim_rate is None else self.dim_rate
+            if found.shape[-x.dim() :] != (*x.shape[:-1], size):
+                wanted = "that of x" if self.dim_rate is None else f"that of x[..., -{size}:]"
                 raise ShapeError(
                     f"rhs returns the shape {tuple(found.shape)} for states of shape "
-                    f"{tuple(x.shape)}: it has to be that of x; stack the rates of the components "
+                    f"{tuple(x.shape)}: it has to be {wanted}; stack the rates of the components "
                     "along the last dimension, torch.stack([...], -1)."
                 )
             return units.to_state_rate(state, found)
