@@ -66,7 +66,7 @@ class Gate(NamedTuple):
         else:
             wanted = f"{self.low:.3g} to {self.high:.3g}"
         mark = "ok " if self.is_accepted else "NOT"
-        return f"{mark}  {self.text}: {self.value:.4g} ({wanted})"
+        return f"{mark}  {self.text}: {self.value:#.4g} ({wanted})"
 
 
 # ---- what is accepted ----------------------------------------------------------------------------

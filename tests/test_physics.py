@@ -114,7 +114,7 @@ def test_what_does_not_fit_together_is_one_clear_error():
         flat.build({"a": torch.tensor(1.0)})(torch.tensor(0.0), torch.ones(3, 2))
     narrow = Sum(one=BayesianMLP(2, [3], 2), other=BayesianMLP(2, [3], 1))
     values = {f"{k}.weights": torch.zeros(f.num_weights) for k, f in narrow.fields.items()}
-    with pytest.raises(bo.ShapeError, match="must agree"):
+    with pytest.raises(bo.ShapeError, match="give all of them the same"):
         rate_of(narrow.build(values), torch.tensor(0.0), torch.ones(3, 2))
 
 
