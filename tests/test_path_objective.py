@@ -278,3 +278,21 @@ def test_copies_keep_both_halves_together():
     model, guide = copy.deepcopy(path_objective(plain, scattered_guide(plain)))
     assert guide.path_half.model is model
     assert loss(TraceMeanField_ELBO, model, guide, random_data()).isfinite()
+
+
+def test_conditioning_and_files_keep_both_halves(tmp_path):
+    times = torch.arange(8.0)
+    phase = 0.5 * times + torch.arange(5.0).unsqueeze(-1)
+    values = torch.stack([phase.cos(), phase.sin(), phase.cos() + phase.sin()], -1)
+    data = bo.Trajectories(times, values)
+    pair = path_objective(*bo.ode_vae(data, dim_latent=2, likelihood="gaussian", verbose=False))
+    posterior = bo.fit_svi(*pair, data, seed=0, num_steps=2, num_particles=1, progress=False)
+    found = posterior.elbo_terms(num_particles=4)
+    assert TERM in found.kl
+    new = bo.Trajectories(times[:4], values[:2, :4], series=["a", "b"])
+    assert TERM in posterior.condition(new).elbo_terms(num_particles=4).kl
+    posterior.save(tmp_path / "run")
+    loaded = bo.load(tmp_path / "run", model=pair[0], guide=pair[1])
+    torch.testing.assert_close(loaded.elbo_terms(num_particles=4).elbo, found.elbo)
+    plain = bo.load(tmp_path / "run").elbo_terms(num_particles=4)
+    assert TERM not in plain.kl
