@@ -26,6 +26,7 @@ from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
 from bayesode.inference.laplace import fit_laplace as fit_laplace
 from bayesode.inference.mixture import Mixture as Mixture
+from bayesode.inference.path_objective import path_objective as path_objective
 from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.prior import sample_prior as sample_prior
 from bayesode.inference.sde_guide import SDEGuide as SDEGuide
@@ -63,12 +64,15 @@ from bayesode.models.likelihoods import LogNormalLikelihood as LogNormalLikeliho
 from bayesode.models.likelihoods import PoissonLikelihood as PoissonLikelihood
 from bayesode.models.likelihoods import StudentTLikelihood as StudentTLikelihood
 from bayesode.models.modules import BayesianModule as BayesianModule
+from bayesode.models.solvers import ExactTrace as ExactTrace
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
+from bayesode.models.solvers import HutchinsonTrace as HutchinsonTrace
 from bayesode.models.solvers import MatrixExponentialSolver as MatrixExponentialSolver
 from bayesode.models.solvers import ODESolver as ODESolver
 from bayesode.models.solvers import OnFrames as OnFrames
 from bayesode.models.solvers import SDESolver as SDESolver
 from bayesode.models.solvers import TorchSDESolver as TorchSDESolver
+from bayesode.models.solvers import log_density_along as log_density_along
 from bayesode.plan import FitPlan as FitPlan
 from bayesode.plan import plan as plan
 from bayesode.runs import load as load

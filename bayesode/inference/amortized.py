@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from bayesode.errors import DataError
-from bayesode.inference.guides import draw_declared, rows_of
+from bayesode.inference.guides import GuideFactor, draw_declared, rows_of
 from bayesode.inference.predictive import Given, SolvedPredictive, declared_draws
 from bayesode.inference.site_table import SiteTable
 from bayesode.models.dynamical import DynamicalModel
@@ -56,6 +56,8 @@ class AmortizedGuide(PyroModule):
         torch.Size([10, 1, 1, 3])
     """
 
+    path_half: GuideFactor | None = None  # of an objective that adds terms, see `path_objective`
+
     def __init__(
         self,
         model: DynamicalModel,
@@ -90,7 +92,7 @@ class AmortizedGuide(PyroModule):
 
     def forward(self, trajectories: Trajectories) -> dict[str, Tensor]:
         """The guide as a Pyro program."""
-        return draw_declared(self.posteriors(trajectories), trajectories)
+        return draw_declared(self.posteriors(trajectories), trajectories, self.path_half)
 
     @property
     def supports(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.distributions import kl_divergence
 
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import is_local
+from bayesode.inference.path_objective import TERM, guide_half
 from bayesode.models.contracts import Solution, resolve
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -134,6 +135,7 @@ def elbo_terms(
     Raises:
         DataError: If there is not a single particle.
         ShapeError: If the weights have another shape.
+        FitError: If one of model and guide alone has its half of the `path` objective.
 
     Example:
         >>> import torch, bayesode as bo
@@ -144,6 +146,7 @@ def elbo_terms(
     """
     if num_particles < 1:
         raise DataError(f"num_particles must be positive, not {num_particles}.")
+    half = guide_half(model, guide)
     num_series = trajectories.num_series
     values, laws = sample_sites(guide.posteriors(trajectories), num_particles, num_series)
     initial, field, observe = model.build(values, trajectories)
@@ -162,6 +165,10 @@ def elbo_terms(
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
     by_series = _log_likelihood(law, trajectories, time_weights)
+    if half is not None:
+        each = half.divergence(laws["x0"], values, trajectories, solution.path, time_weights)
+        kl[TERM], is_closed_form[TERM] = scale * each.sum(-1).mean(), False
+        kl_per_series[TERM] = each.reshape(-1, num_series).mean(0)
     return ELBOTerms(
         scale * by_series.sum(-1).mean(),
         kl,

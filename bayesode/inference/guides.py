@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +23,14 @@ from bayesode.trajectories import Trajectories
 def is_local(site: str) -> bool:
     """Whether a site is drawn once per series, inside the plate."""
     return site == "x0" or site.startswith("path.")
+
+
+class GuideFactor(Protocol):
+    """A term that an objective adds to a guide for each series, from its draws."""
+
+    def issue(self, x0_law: Any, values: Mapping[str, Tensor], trajectories: Trajectories) -> None:
+        """Issue it, inside the plate."""
+        ...
 
 
 class MeanFieldGuide(PyroModule):
@@ -46,6 +54,8 @@ class MeanFieldGuide(PyroModule):
         >>> {site: law.event_shape for site, law in guide.posteriors(train).items()}["x0"]
         torch.Size([2])
     """
+
+    path_half: GuideFactor | None = None  # of an objective that adds terms, see `path_objective`
 
     def __init__(self, model: DynamicalModel, trajectories: Trajectories) -> None:
         super().__init__()
@@ -85,7 +95,7 @@ class MeanFieldGuide(PyroModule):
 
     def forward(self, trajectories: Trajectories) -> dict[str, Tensor]:
         """The guide as a Pyro program."""
-        return draw_declared(self.posteriors(trajectories), trajectories)
+        return draw_declared(self.posteriors(trajectories), trajectories, self.path_half)
 
     def rows(self, trajectories: Trajectories) -> Tensor:
         """Rows of the table of initial states that belong to these series, (series,)."""
@@ -111,12 +121,15 @@ class MeanFieldGuide(PyroModule):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def draw_declared(laws: Mapping[str, Any], trajectories: Trajectories) -> dict[str, Tensor]:
+def draw_declared(
+    laws: Mapping[str, Any], trajectories: Trajectories, half: GuideFactor | None = None
+) -> dict[str, Tensor]:
     """Issue the posteriors that a guide declares as sites of a Pyro program.
 
     Args:
         laws: The law of each site, in the model's order, or a function of earlier values.
         trajectories: Whose plate holds the local sites.
+        half: A term that is issued after them.
     """
     values: dict[str, Tensor] = {}
     for site, law in laws.items():
@@ -126,6 +139,8 @@ def draw_declared(laws: Mapping[str, Any], trajectories: Trajectories) -> dict[s
         for site, law in laws.items():
             if is_local(site):
                 values[site] = pyro.sample(site, resolve(law, values))
+        if half is not None:
+            half.issue(resolve(laws["x0"], values), values, trajectories)
     return values
 
 

@@ -16,6 +16,7 @@ from bayesode.inference.checks import check_data, has_random_paths
 from bayesode.inference.copies import own_copies
 from bayesode.inference.laplace_sde_guide import LaplaceSDEGuide
 from bayesode.inference.linearised import LaplaceGuide
+from bayesode.inference.path_objective import guide_half
 from bayesode.inference.posterior import Posterior
 from bayesode.inference.randomness import seeded
 from bayesode.inference.stopwatch import Stopwatch
@@ -78,7 +79,8 @@ def fit_laplace(
     Raises:
         DataError: If the data cannot be fitted as they are, or the process noise depends on the
             state.
-        FitError: If no start leads to a fit, or the model does not fit the data's units.
+        FitError: If no start leads to a fit, or the model does not fit the data's units or is half
+            of the `path` objective.
 
     Source: MacKay (1992); linearised predictions: Immer, Korzepa, Bauer (2021), arXiv:2008.08400;
     for neural ODEs Ott, Tiemann, Hennig (2023), arXiv:2305.13290; states as unknowns: Tremolet
@@ -95,6 +97,7 @@ def fit_laplace(
     if prior_scale not in PRIOR_SCALES:
         raise DataError(f"prior_scale must be one of {PRIOR_SCALES}, not {prior_scale!r}.")
     check_data(model, train)
+    guide_half(model, None)  # no guide has the other half of an objective here
     begin, watch = time.perf_counter(), Stopwatch()
     device = train.start.device
     with seeded(seed) as used_seed, pyro.get_param_store().scope(), torch.no_grad():

@@ -60,11 +60,14 @@ class VectorField:
             differentiates these alone; what is missing here gets no gradient, without an error.
         matrix: Of a linear field, dx/dt = x @ matrix, shape (*draws, state, state); None of any
             other. A solver may use it in place of the function.
+        num_unbounded: Last components that are no states, as a log density that is integrated along
+            with them: no bound of a solver applies to these.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
     tensors: tuple[Tensor, ...] = ()
     matrix: Tensor | None = None
+    num_unbounded: int = 0
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """dx/dt, shaped like x."""
@@ -238,6 +241,24 @@ def rate_of(field: VectorField, t: Tensor, x: Tensor) -> Tensor:
             "the state)."
         )
     return rate
+
+
+def bound_of(field: VectorField, x: Tensor, max_state: float) -> float | Tensor:
+    """The bound of a solver, of each component (state,) where the field leaves out some."""
+    num_unbounded = getattr(field, "num_unbounded", 0)
+    if num_unbounded == 0:
+        return max_state
+    bound = x.new_full((x.shape[-1],), max_state)
+    bound[-num_unbounded:] = torch.inf
+    return bound
+
+
+class PathFactor(Protocol):
+    """A term that an objective adds to the program for each series, from its path."""
+
+    def issue(self, x0: Tensor, path: Tensor, trajectories: Any) -> None:
+        """Issue it, inside the plate."""
+        ...
 
 
 def without_plate(value: Tensor, event_dim: int = 1) -> Tensor:

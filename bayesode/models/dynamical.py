@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bayesode.errors import DataError
 from bayesode.models.contracts import (
     Observe,
+    PathFactor,
     Priors,
     RandomPart,
     Solution,
@@ -55,6 +56,8 @@ class DynamicalModel(PyroModule):
         >>> model(question).shape
         torch.Size([1, 2, 2])
     """
+
+    path_half: PathFactor | None = None  # of an objective that adds terms, see `path_objective`
 
     def __init__(
         self,
@@ -113,6 +116,8 @@ class DynamicalModel(PyroModule):
             path = pyro.deterministic(
                 "path", self.solver(field, x0, start, times, **noise), event_dim=2
             )
+            if self.path_half is not None:
+                self.path_half.issue(x0, path, trajectories)
             return pyro.sample("values", observe(path, trajectories.mask), obs=trajectories.values)
 
     # ---- the same program for values that are drawn already --------------------------------------

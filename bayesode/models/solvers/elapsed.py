@@ -28,7 +28,7 @@ class Elapsed:
         field: The drawn vector field.
         start: Shape (series, 1).
         span: Length of one unit of s, shape (series, 1).
-        max_state: The bound.
+        max_state: The bound, or that of each component, shape (state,).
         max_num_steps: Largest number of steps; None for fixed-step methods.
     """
 
@@ -38,7 +38,7 @@ class Elapsed:
         start: Tensor,
         span: Tensor,
         *,
-        max_state: float,
+        max_state: float | Tensor,
         max_num_steps: int | None,
     ) -> None:
         self.field, self.start, self.span = field, start, span
@@ -52,7 +52,7 @@ class Elapsed:
     def __call__(self, s: Tensor, x: Tensor) -> Tensor:
         """dx/ds, shaped like x."""
         self.num_evaluations += 1
-        bounded = x.clamp(-self.max_state, self.max_state)
+        bounded = x.clamp(-self.max_state, self.max_state)  # pyright: ignore
         rate = rate_of(self.field, self.start + s.to(x.dtype) * self.span, bounded)
         is_alive, is_defined = s < self.until, rate.isfinite().all(-1, keepdim=True)
         self.is_undefined = self.is_undefined | (is_alive & ~is_defined)

@@ -10,34 +10,35 @@ import torch
 from torch import Tensor
 
 from bayesode.errors import DataError
-from bayesode.models.contracts import Priors, Solution, VectorField, rate_of
+from bayesode.models.contracts import Priors, Solution, VectorField, bound_of, rate_of
 from bayesode.models.solvers.grid import substeps
 
 # (field, x, (h, h / 2, h / 6), (t, t + h / 2, t + h), bound) -> x one step later
-Step = Callable[[VectorField, Tensor, tuple[Tensor, ...], tuple[Tensor, ...], float], Tensor]
+Bound = float | Tensor  # a tensor has one for each component
+Step = Callable[[VectorField, Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Bound], Tensor]
 
 
-def inside(stage: Tensor, bound: float) -> Tensor:
+def inside(stage: Tensor, bound: Bound) -> Tensor:
     """A state on which a field can be evaluated."""
     # a field's NaN must not reach its next evaluation: 0 times NaN is the gradient of its weights
-    return torch.nan_to_num(stage, nan=0.0).clamp(-bound, bound)
+    return torch.nan_to_num(stage, nan=0.0).clamp(-bound, bound)  # pyright: ignore
 
 
 def _euler(
-    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
+    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: Bound
 ) -> Tensor:
     return torch.addcmul(x, h[0], rate_of(field, t[0], x))
 
 
 def _midpoint(
-    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
+    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: Bound
 ) -> Tensor:
     middle = inside(torch.addcmul(x, h[1], rate_of(field, t[0], x)), bound)
     return torch.addcmul(x, h[0], field(t[1], middle))
 
 
 def _rk4(
-    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: float
+    field: VectorField, x: Tensor, h: tuple[Tensor, ...], t: tuple[Tensor, ...], bound: Bound
 ) -> Tensor:
     k1 = rate_of(field, t[0], x)
     k2 = field(t[1], inside(torch.addcmul(x, h[1], k1), bound))
@@ -142,7 +143,7 @@ class FixedGridSolver:
             The states before the first and after every step, and whether a trajectory is inside
             the bound at the end, shape (*draws, series, 1).
         """
-        step, bound = METHODS[self.method][0], self.max_state
+        step, bound = METHODS[self.method][0], bound_of(field, x0, self.max_state)
         h = lengths.to(x0.dtype).mT.unsqueeze(-1)  # (substep, series, 1)
         t = begins.to(x0.dtype).mT.unsqueeze(-1)
         # one vectorised call each in place of one per step: small operations are all overhead

@@ -12,7 +12,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from torchdiffeq._impl.odeint import SOLVERS
 
 from bayesode.errors import DataError, SolverError
-from bayesode.models.contracts import Priors, Solution, VectorField
+from bayesode.models.contracts import Priors, Solution, VectorField, bound_of
 from bayesode.models.solvers.elapsed import Elapsed
 from bayesode.models.solvers.grid import substeps
 
@@ -116,7 +116,7 @@ class ODESolver:
             field,
             start.to(x0).unsqueeze(-1),
             span.to(x0),
-            max_state=self.max_state,
+            max_state=bound_of(field, x0, self.max_state),
             max_num_steps=self.max_num_steps if self.method in ADAPTIVE else None,
         )
         x0 = right.fit(x0)
@@ -124,7 +124,8 @@ class ODESolver:
         index = index[1:].view(*times.shape, 1)
         path = steps.movedim(0, -2).gather(-2, index.expand(*x0.shape[:-1], -1, x0.shape[-1]))
         is_frozen = right.is_frozen(position, path)
-        held = path.detach().clamp(-self.max_state, self.max_state)
+        bound: Any = right.max_state
+        held = path.detach().clamp(-bound, bound)
         path = torch.where(is_frozen.unsqueeze(-1), held, path)
         return Solution(path, right.num_evaluations, is_frozen.any(-1))
 
