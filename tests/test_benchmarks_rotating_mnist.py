@@ -52,9 +52,9 @@ def test_gates_are_means_over_seeds_and_a_nan_is_no_success(capsys):
     ]
     rotating_mnist_tables.show(rows)
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith(("ok", "NOT"))]
-    assert "NOT  linear, gaussian: mse_hidden: 0.004 (0 to 0.0035)" in lines
-    assert "ok   linear, gaussian: coverage_90: 0.93 (0.85 to 0.95)" in lines
-    assert "ok   compact, bernoulli: mse_hidden: 0.0183 (0 to 0.0184)" in lines
+    assert "NOT  linear, gaussian: mse_hidden: 0.004000 (0 to 0.0035)" in lines
+    assert "ok   linear, gaussian: coverage_90: 0.9300 (0.85 to 0.95)" in lines
+    assert "ok   compact, bernoulli: mse_hidden: 0.01830 (0 to 0.0184)" in lines
     assert any(x.startswith("NOT  compact, bernoulli: mse_second_turn: nan") for x in lines)
 
 
@@ -66,7 +66,7 @@ def test_kl_of_the_weights_may_depend_on_its_start_by_a_tenth(halved, mark, caps
     ]
     rotating_mnist_tables.show(rows)
     line = next(x for x in capsys.readouterr().out.splitlines() if "half the initial" in x)
-    assert line.startswith(mark) and f"{abs(halved / 1000 - 1):.4g} (at most 0.1)" in line
+    assert line.startswith(mark) and f"{abs(halved / 1000 - 1):#.4g} (at most 0.1)" in line
 
 
 def test_rank_correlation_is_one_of_any_increasing_pair():
