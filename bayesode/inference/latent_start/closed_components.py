@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bayesode.inference.latent_start.generators import num_determined, rotation_generator
+from bayesode.inference.latent_start.generators import frame_rotation, num_determined
 from bayesode.inference.latent_start.principal_components import (
     PrincipalComponents,
     all_components,
@@ -54,7 +54,7 @@ def closed_components(values: Tensor, mask: Tensor, dim: int) -> PrincipalCompon
     wide = every.leading(max(dim, num_determined(wide.encode(flat), is_seen)))
     if wide.dim == dim:
         return wide
-    step = torch.matrix_exp(rotation_generator(wide.encode(flat), is_seen).matrix)
+    step = frame_rotation(wide.encode(flat), is_seen)
     kept = _leading(_orbit_mean(torch.diag(wide.variance), step, values.shape[1]), dim)
     variance, axes = _leading_pairs(kept.mT @ torch.diag(wide.variance) @ kept, dim)
     found = replace(wide, basis=wide.basis @ kept @ axes, variance=variance / variance[0])

@@ -59,9 +59,15 @@ def rotation_generator(states: Tensor, mask: Tensor) -> Generator:
         0.3...
     """
     before, after = _neighbours(states, mask)
-    rotation = _proper_rotation(before.mT @ after, len(before))
+    rotation = frame_rotation(states, mask)
     missed = before @ rotation - after
     return Generator(rotation_logarithm(rotation), missed.square().mean().sqrt().item())
+
+
+def frame_rotation(states: Tensor, mask: Tensor) -> Tensor:
+    """The rotation Q of `rotation_generator`, z -> z @ Q from a frame to the next; as there."""
+    before, after = _neighbours(states, mask)
+    return _proper_rotation(before.mT @ after, len(before))
 
 
 def num_determined(states: Tensor, mask: Tensor) -> int:
