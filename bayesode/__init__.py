@@ -16,6 +16,7 @@ from bayesode.inference.elbo import elbo_terms as elbo_terms
 from bayesode.inference.encoders import ConvEncoder as ConvEncoder
 from bayesode.inference.encoders import GRUEncoder as GRUEncoder
 from bayesode.inference.encoders import LinearEncoder as LinearEncoder
+from bayesode.inference.encoders import LineEncoder as LineEncoder
 from bayesode.inference.encoders import MLPEncoder as MLPEncoder
 from bayesode.inference.encoders import StackedEncoder as StackedEncoder
 from bayesode.inference.encoders import SumEncoder as SumEncoder
@@ -31,6 +32,7 @@ from bayesode.inference.posterior import Posterior as Posterior
 from bayesode.inference.prior import sample_prior as sample_prior
 from bayesode.inference.sde_guide import SDEGuide as SDEGuide
 from bayesode.inference.svi import fit_svi as fit_svi
+from bayesode.inference.thinning import ThinnedFrames as ThinnedFrames
 from bayesode.inference.window_schemes import GrowingWindows as GrowingWindows
 from bayesode.inference.window_schemes import Window as Window
 from bayesode.inference.window_schemes import blocks as blocks
@@ -41,6 +43,7 @@ from bayesode.models.dynamical import DynamicalModel as DynamicalModel
 from bayesode.models.fields import AdditiveNoise as AdditiveNoise
 from bayesode.models.fields import BayesianMLP as BayesianMLP
 from bayesode.models.fields import LinearField as LinearField
+from bayesode.models.fields import Paced as Paced
 from bayesode.models.fields import PhysicsField as PhysicsField
 from bayesode.models.fields import SDEField as SDEField
 from bayesode.models.fields import SecondOrder as SecondOrder
@@ -64,6 +67,7 @@ from bayesode.models.likelihoods import LogNormalLikelihood as LogNormalLikeliho
 from bayesode.models.likelihoods import PoissonLikelihood as PoissonLikelihood
 from bayesode.models.likelihoods import StudentTLikelihood as StudentTLikelihood
 from bayesode.models.modules import BayesianModule as BayesianModule
+from bayesode.models.rescaled import Rescaled as Rescaled
 from bayesode.models.solvers import ExactTrace as ExactTrace
 from bayesode.models.solvers import FixedGridSolver as FixedGridSolver
 from bayesode.models.solvers import HutchinsonTrace as HutchinsonTrace
@@ -78,6 +82,7 @@ from bayesode.plan import plan as plan
 from bayesode.runs import load as load
 from bayesode.systems import neural_ode as neural_ode
 from bayesode.systems import neural_sde as neural_sde
+from bayesode.systems import ode2vae as ode2vae
 from bayesode.systems import ode_vae as ode_vae
 from bayesode.trajectories import Trajectories as Trajectories
 from bayesode.units import Units as Units

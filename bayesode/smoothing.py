@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,30 @@ def smooth(times: Tensor, values: Tensor, mask: Tensor, at: Tensor) -> Smoothed:
         torch.stack(column, -1) for column in zip(*parts, strict=True)
     )
     return Smoothed(path + mean, derivative, scale, noise, lengthscale)
+
+
+def with_rates(
+    smoothed: Smoothed, rates: Tensor, times: Tensor, mask: Tensor, at: Tensor
+) -> Smoothed:
+    """Further components whose path is known from rates of the others, behind these.
+
+    Their own rates come from a second smoother, which sees them at the times of the data.
+
+    Args:
+        smoothed: Of the observed components; its noise scales stay those of these.
+        rates: The path of the further ones, shape (series, grid, component).
+        times: As in `smooth`, each of them on the grid.
+        mask: As in `smooth`, for the further components.
+        at: The grid, shape (series, grid).
+    """
+    index = torch.searchsorted(at.contiguous(), times.contiguous())
+    index = index.clamp_max(at.shape[-1] - 1).unsqueeze(-1)
+    again = smooth(times, rates.gather(1, index.expand(-1, -1, rates.shape[-1])), mask, at)
+    joined = {
+        name: torch.cat([getattr(smoothed, name), getattr(again, name)], -1)
+        for name in ("derivative", "derivative_scale")
+    }
+    return replace(smoothed, path=torch.cat([smoothed.path, rates], -1), **joined)
 
 
 def _smooth_component(

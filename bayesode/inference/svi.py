@@ -25,6 +25,7 @@ from bayesode.inference.svi_settings import (
     check_guide,
     check_looks,
     check_target,
+    over_time,
     told,
     with_defaults,
 )
@@ -52,7 +53,7 @@ def fit_svi(
     warm_start: bool = True,
     prior_scale: str | None = None,
     schedule: Schedule | None = None,
-    kl_weight: float | Callable[[float], float] = 1.0,
+    kl_weight: float | Callable[[float], float] | None = None,
     validation: Trajectories | None = None,
     patience: int | None = None,
     callback: Callable[[int, History], bool | None] | None = None,
@@ -93,7 +94,7 @@ def fit_svi(
         schedule: (fraction of the fit, batch) -> `Window`, what a step sees of its batch:
             `GrowingWindows(prefix, first=5.0)`. `History.elbo` says what is reported then.
         kl_weight: Weight of the KL terms, a number or a function of the fraction of the fit, in the
-            gradients alone: what is reported has weight 1.
+            gradients alone: what is reported has weight 1. 1 by default.
         validation: Other series, for guides that encode them. After every 20th of the fit (25 steps
             at least) their bound is taken, by the same random draws each time; the posterior is the
             best state that was looked at, and `history.validation` has the looks.
@@ -130,6 +131,8 @@ def fit_svi(
         num_particles=num_particles,
         batch_size=batch_size,
         prior_scale=prior_scale,
+        schedule=schedule,
+        kl_weight=kl_weight,
     )
     check_counts(
         train,
@@ -140,7 +143,7 @@ def fit_svi(
     )
     check_guide(guide, train)
     check_prior_scale(model, chosen.prior_scale, chosen.num_steps)
-    check_target(guide, chosen.num_steps, schedule, kl_weight)
+    check_target(guide, chosen.num_steps, chosen.schedule, chosen.kl_weight)
     check_looks(model, guide, validation, patience)
     history, begin = History(), time.perf_counter()
     size = train.num_series if chosen.batch_size is None else int(chosen.batch_size)
@@ -177,8 +180,8 @@ def fit_svi(
             chosen.num_particles,
             history,
             update=update,
-            schedule=schedule or whole,
-            kl_weight=kl_weight if callable(kl_weight) else lambda fraction: kl_weight,
+            schedule=chosen.schedule or whole,
+            kl_weight=over_time(chosen.kl_weight),
             watchers=watchers,
         ).run(optimizer, rates, chosen.num_steps, progress)
         if validation is not None:
@@ -193,7 +196,7 @@ def fit_svi(
         "batch_size": chosen.batch_size,
         "warm_start": warm_start,
         "prior_scale": chosen.prior_scale,
-    } | told(schedule, kl_weight, validation, patience)
+    } | told(chosen.schedule, chosen.kl_weight, validation, patience)
     state = dict(state)
     posterior = Posterior(model, guide, train, history=history, settings=settings, state=state)
     _check_paths(posterior)

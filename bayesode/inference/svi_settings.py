@@ -24,6 +24,8 @@ class Steps(NamedTuple):
     num_particles: int
     batch_size: int | None
     prior_scale: str
+    schedule: Schedule | None
+    kl_weight: Weight
 
 
 def with_defaults(guide: Any, train: Trajectories, **given: Any) -> Steps:
@@ -36,7 +38,7 @@ def with_defaults(guide: Any, train: Trajectories, **given: Any) -> Steps:
         train: Training data, which may be fewer series than the guide expects.
         given: As the user gave them.
     """
-    usual = {"num_particles": NUM_PARTICLES, "prior_scale": "fixed"}
+    usual = {"num_particles": NUM_PARTICLES, "prior_scale": "fixed", "kl_weight": 1.0}
     defaults = usual | getattr(guide, "defaults", {})
     if "batch_size" in defaults:
         defaults["batch_size"] = min(defaults["batch_size"], train.num_series)
@@ -106,6 +108,18 @@ def check_looks(
         check_validation(model, guide, validation)
     elif patience is not None:
         raise DataError("patience= waits for looks at validation data: give validation= too.")
+
+
+def over_time(weight: Weight) -> Callable[[float], float]:
+    """A weight as a function of the fraction of the fit.
+
+    Example:
+        >>> over_time(0.5)(0.1)
+        0.5
+    """
+    if isinstance(weight, int | float):
+        return lambda fraction: weight
+    return weight
 
 
 def told(

@@ -113,3 +113,13 @@ class SumEncoder(nn.Module):
         self.base.set_linear(basis, mean, scale)
         if hasattr(self.residual, "quiet"):
             self.residual.quiet()
+
+    def set_features(self, lines: Tensor) -> None:
+        """As `LineEncoder.set_features`, of the base."""
+        self.base.set_features(lines)
+
+    def set_affine(self, matrix: Tensor, offset: Tensor) -> None:
+        """As `LineEncoder.set_affine`, of the base; the residual begins near 0."""
+        self.base.set_affine(matrix, offset)
+        if hasattr(self.residual, "quiet"):
+            self.residual.quiet()

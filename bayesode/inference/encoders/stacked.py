@@ -1,4 +1,4 @@
-"""The laws of two encoders side by side, as of positions and velocities."""
+"""The laws of several encoders side by side, as of positions and velocities."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from bayesode.trajectories import Trajectories
 
 
 class StackedEncoder(nn.Module):
-    """x0 = (position, velocity), each from an encoder of its own, independent given the data.
+    """x0 = (position, velocity, constants), each from an encoder of its own, independent given y.
 
     For `SecondOrder` fields: the position from the first observation, the velocity, which one
-    observation does not show, from several.
+    observation does not show, from several; for `WithConstants` what stands still in a series.
 
     Args:
         position: As `LinearEncoder(event_shape, q)` or `ConvEncoder(event_shape, q)`.
-        velocity: As `MLPEncoder(event_shape, q, num_frames=m)`.
+        velocity: As `MLPEncoder(event_shape, q, num_frames=m)`, if the state has one.
+        constants: As `LineEncoder(event_shape, c)`, if the state has any.
 
     Source: Yildiz, Heinonen and Lahdesmaki (2019), "ODE2VAE: Deep generative second order ODEs with
     Bayesian neural networks", section 3. arXiv:1905.10994
@@ -31,32 +32,39 @@ class StackedEncoder(nn.Module):
         torch.Size([4])
     """
 
-    def __init__(self, position: nn.Module, velocity: nn.Module) -> None:
+    def __init__(
+        self,
+        position: nn.Module,
+        velocity: nn.Module | None = None,
+        constants: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.position: Any = position
-        self.velocity: Any = velocity
+        for name, part in (("velocity", velocity), ("constants", constants)):
+            if part is not None:
+                self.add_module(name, part)
 
     @property
     def config(self) -> dict[str, Any]:
-        """Types and constructor arguments of the two."""
+        """Types and constructor arguments of the parts."""
         return {
             name: {"type": type(part).__name__, **getattr(part, "config", {})}
             for name, part in self.named_children()
         }
 
     def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
-        """The law of x0, batch shape (series,), event shape (positions + velocities,)."""
+        """The law of x0, batch shape (series,); the event has the components of all parts."""
         laws = [part(trajectories).base_dist for part in self.children()]
         location, scale = (torch.cat([getattr(a, k) for a in laws], -1) for k in ("loc", "scale"))
         return dist.Normal(location, scale).to_event(1)
 
     def log_scales(self) -> list[nn.Parameter]:
-        """Parameters that are logarithms of scales, of both."""
+        """Parameters that are logarithms of scales, of all parts."""
         parts = [part for part in self.children() if hasattr(part, "log_scales")]
         return [parameter for part in parts for parameter in part.log_scales()]  # type: ignore
 
     def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
-        """As `LinearEncoder.set_linear`, of the positions; velocities begin near 0.
+        """As `LinearEncoder.set_linear`, of the positions; all else begins near 0, if it can.
 
         Args:
             basis: Columns of the positions first, shape (features, at least positions).
@@ -64,9 +72,6 @@ class StackedEncoder(nn.Module):
             scale: Length of one unit of the state along a column.
         """
         self.position.set_linear(basis[:, : self.position.config["dim"]], mean, scale)
-        self.quiet_velocity()
-
-    def quiet_velocity(self) -> None:
-        """Bring the mean of the velocities near 0, if their encoder can."""
-        if hasattr(self.velocity, "quiet"):
-            self.velocity.quiet()
+        for part in list(self.children())[1:]:
+            if hasattr(part, "quiet"):
+                part.quiet()  # type: ignore[operator]

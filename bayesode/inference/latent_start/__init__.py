@@ -4,6 +4,9 @@ from bayesode.inference.latent_start.closed_components import closed_components 
 from bayesode.inference.latent_start.generators import Generator as Generator
 from bayesode.inference.latent_start.generators import matched_generator as matched_generator
 from bayesode.inference.latent_start.generators import rotation_generator as rotation_generator
+from bayesode.inference.latent_start.path_fit import PathFit as PathFit
+from bayesode.inference.latent_start.path_start import PathStart as PathStart
+from bayesode.inference.latent_start.path_start import time_unit_of as time_unit_of
 from bayesode.inference.latent_start.principal_components import (
     PrincipalComponents as PrincipalComponents,
 )

@@ -16,11 +16,9 @@ from bayesode.inference.latent_start.generators import (
     matched_generator,
     rotation_generator,
 )
-from bayesode.inference.latent_start.principal_components import (
-    PrincipalComponents,
-    visible_frames,
-)
+from bayesode.inference.latent_start.principal_components import PrincipalComponents
 from bayesode.inference.latent_start.scales import initial_scales, weight_scales
+from bayesode.inference.latent_start.visible import visible_values
 from bayesode.models.contracts import Observe, resolve
 from bayesode.models.dynamical import DynamicalModel, median
 from bayesode.trajectories import Trajectories
@@ -62,7 +60,7 @@ def start_latent(components: PrincipalComponents) -> LatentStart:
         _set_maps(model, guide, train, components)
         matrix = _generator(model, train, components).matrix
         guide.set_site(site, matrix.mT.flatten())
-        noise_scale = _set_noise(model, guide, train)
+        noise_scale = set_noise(model, guide, train)
         _set_scales(model, guide, train, site, matrix, components.variance, noise_scale)
 
     return start
@@ -88,7 +86,7 @@ def _generator(
     model: DynamicalModel, train: Trajectories, components: PrincipalComponents
 ) -> Generator:
     """The linear dynamics of the encoded frames per dimensionless unit of time."""
-    values, is_seen = _frames(train)
+    values, is_seen = visible_values(train)
     states = components.encode(values.flatten(2).to(torch.float64))
     times = model.units.dimensionless_times(train)[1]
     gaps = times.diff()[is_seen[:, 1:]]
@@ -97,14 +95,6 @@ def _generator(
         return matched_generator(states, times, is_seen)
     found = rotation_generator(states, is_seen)
     return Generator(found.matrix / gaps.mean(), found.one_step_rms)
-
-
-def _frames(train: Trajectories) -> tuple[Tensor, Tensor]:
-    """Values, hidden ones 0, and which frames are wholly visible."""
-    if train.values is None or train.mask is None:
-        raise DataError("a warm start needs observed frames; this is a question without values.")
-    mask = train.mask.view(*train.mask.shape, *[1] * (train.values.dim() - train.mask.dim()))
-    return torch.where(mask, train.values, 0.0), visible_frames(train.values, train.mask)
 
 
 def _set_maps(
@@ -122,10 +112,10 @@ def _set_maps(
     model.initial.set_moments(torch.zeros_like(sd), sd)  # type: ignore[operator]
 
 
-def _set_noise(model: DynamicalModel, guide: Any, train: Trajectories) -> float:
+def set_noise(model: DynamicalModel, guide: Any, train: Trajectories) -> float:
     """Set the noise to what the start leaves unexplained; its sd in units of the states."""
     some = train.rows(torch.arange(min(MAX_SERIES, train.num_series)))
-    values, is_seen = _frames(some)
+    values, is_seen = visible_values(some)
     found = _medians(guide, some)
     _, field, observe = model.build(found, some)
     path = model.solve(field, found, some).path
@@ -187,7 +177,7 @@ def _set_scales(
     noise_scale: float,
 ) -> None:
     """Posterior scales of the linear field and of the encoder."""
-    _, is_seen = _frames(train)
+    _, is_seen = visible_values(train)
     begin, times = model.units.dimensionless_times(train)
     prior = resolve(model.global_priors()[site], model.prototype())
     scales = weight_scales(

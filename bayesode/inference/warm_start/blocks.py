@@ -30,6 +30,13 @@ class BorderedChain:
     states: Tensor
     weights: Tensor
 
+    @classmethod
+    def without_states(cls, corner: Tensor, weights: Tensor) -> BorderedChain:
+        """The system of weights alone."""
+        none = weights.new_zeros
+        diagonal, upper, border = none(0, 1, 1, 1), none(0, 0, 1, 1), none(0, 1, 1, len(weights))
+        return cls(diagonal, upper, border, corner, none(0, 1, 1), weights)
+
     def solve(self, damping: float = 0.0) -> tuple[Tensor, Tensor] | None:
         """Weights and states that solve (H + damping diag H) x = rhs; None if H is not positive.
 

@@ -112,12 +112,12 @@ class FitData:
             measurement=self.measurement.part((slice(None), slice(num_intervals))),
         )
 
-    def rows(self, row: int) -> FitData:
-        """The same fit to one series alone."""
+    def rows(self, rows: slice) -> FitData:
+        """The same fit to some series alone."""
         names = ("begins", "lengths", "gaps", "reached", "x0_mean", "x0_sd")
-        own = {name: getattr(self, name)[row : row + 1] for name in names}
-        walk = self.walk[0][row : row + 1], self.walk[1][row : row + 1]
-        measurement = self.measurement.part(slice(row, row + 1))
+        own = {name: getattr(self, name)[rows] for name in names}
+        walk = self.walk[0][rows], self.walk[1][rows]
+        measurement = self.measurement.part(rows)
         return replace(self, walk=walk, measurement=measurement, **own)
 
     def flow(self, weights: Tensor, states: Tensor) -> Tensor:

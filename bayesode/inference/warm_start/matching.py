@@ -89,15 +89,8 @@ class MatchProblem:
         slope = vmap(jacrev(one), (None, 0, 0))(vector, self.state, self.time)
         slope = (slope * self.weight.sqrt().unsqueeze(-1)).flatten(0, 1)
         right = slope.mT @ self.residual(vector).flatten() - self.pull * vector
-        none = vector.new_zeros
-        return BorderedChain(
-            diagonal=none(0, 1, 1, 1),
-            upper=none(0, 0, 1, 1),
-            border=none(0, 1, 1, len(vector)),
-            corner=slope.mT @ slope + self.pull * torch.eye(len(vector)).to(vector),
-            states=none(0, 1, 1),
-            weights=right,
-        )
+        corner = slope.mT @ slope + self.pull * torch.eye(len(vector)).to(vector)
+        return BorderedChain.without_states(corner, right)
 
 
 def _first_order(problem: MatchProblem, vector: Tensor) -> Tensor:

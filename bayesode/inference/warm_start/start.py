@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from bayesode.inference.warm_start.flat import MAX_WEIGHTS
 from bayesode.inference.warm_start.levenberg_marquardt import Point
 from bayesode.inference.warm_start.measurement import observed_response
 from bayesode.models.dynamical import DynamicalModel
-from bayesode.smoothing import Smoothed, smooth
+from bayesode.smoothing import Smoothed, smooth, with_rates
 from bayesode.threads import threads_for
 from bayesode.trajectories import Trajectories
 
@@ -101,32 +101,13 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
     if hasattr(model.field, "hidden_components"):
-        smoothed = with_hidden(model, data, grid, smoothed)
+        hidden = model.field.hidden_components(smoothed.derivative)
+        knots = data.measurement.knots
+        smoothed = with_rates(
+            smoothed, hidden, grid.gather(1, 2 * knots), data.measurement.mask, grid
+        )
     check_seen(data, train, smoothed.path.shape[-1])
     return data, grid, smoothed
-
-
-def with_hidden(model: DynamicalModel, data: FitData, grid: Tensor, smoothed: Smoothed) -> Smoothed:
-    """The smoothed data with the components that the field finds by the rates of the others.
-
-    Their own rates come from a second smoother, which sees them at the times of the data.
-
-    Args:
-        model: Its field has `hidden_components`, as `SecondOrder`.
-        data: The fit, whose knots are the even points of the grid.
-        grid: Shape (series, 2 knot - 1).
-        smoothed: Of the observed components; its noise scales stay those of the observed ones.
-    """
-    hidden = model.field.hidden_components(smoothed.derivative)
-    measurement = data.measurement
-    knots = 2 * measurement.knots
-    at = knots.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    again = smooth(grid.gather(1, knots), hidden.gather(1, at), measurement.mask, grid)
-    joined = {
-        name: torch.cat([getattr(smoothed, name), getattr(again, name)], -1)
-        for name in ("derivative", "derivative_scale")
-    }
-    return replace(smoothed, path=torch.cat([smoothed.path, hidden], -1), **joined)
 
 
 def prepare_diffusion(
@@ -221,7 +202,8 @@ def information_diagonal(data: FitData, point: Point, noise: Tensor) -> tuple[Te
     by_weights, by_x0 = data.field.sd.pow(-2), data.x0_sd.pow(-2)
     firsts = []
     for row in range(len(data.gaps)):
-        one, first = data.rows(row), Point(point.weights, point.states[row : row + 1])
+        rows = slice(row, row + 1)
+        one, first = data.rows(rows), Point(point.weights, point.states[rows])
         path, weights, x0 = one.sensitivities(first)
         information = one.measurement.information(path, noise).unsqueeze(-1)
         by_weights = by_weights + (weights.square() * information).sum((0, 1, 2))

@@ -99,8 +99,10 @@ class InitialWithConstants(Composite):
         self.constants: Any = constants
 
     def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
-        """Give the dynamic components other moments."""
-        self.state.set_moments(mean, deviation)
+        """Give the leading components other moments: the dynamic ones first, then constants."""
+        size = self.state.dim
+        self.state.set_moments(mean[:size], deviation[:size])
+        self.constants.set_moments(mean[size:], deviation[size:])
 
     def with_units(self, units: Units) -> None:
         """Take on the units of a model, for the dynamic components."""

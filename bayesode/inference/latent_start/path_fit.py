@@ -1,0 +1,100 @@
+"""Field and encoder by least squares over windows that grow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from tqdm.auto import tqdm
+
+from bayesode.inference.latent_start.amortised import AmortisedProblem, Head
+from bayesode.inference.warm_start.fit_data import FitData
+from bayesode.inference.warm_start.levenberg_marquardt import Point, levenberg_marquardt
+from bayesode.smoothing import Smoothed, smooth, with_rates
+
+# Share of the windows that is fitted, and steps there: a long path through a field that is still
+# wrong has useless gradients.
+STAGES = ((0.1, 3), (0.2, 3), (0.33, 3), (0.5, 3), (0.67, 3), (0.83, 3), (1.0, 6))
+TOLERANCE = 1e-3
+MAX_MATCHED = 120  # times of a series at which gradients are matched
+SMALLEST_NOISE = 0.01  # of the leading component's sd
+
+
+@dataclass(frozen=True)
+class PathFit:
+    """How field and encoder are fitted to windows of components.
+
+    Args:
+        temper: Knots that count as one, by which the likelihood is tempered: residuals of smooth
+            paths hang together over many frames, and counted as independent they let the encoder
+            learn single series by heart.
+        jitter: Sd of what is added to the features that are jittered, drawn anew in each stage, so
+            that paths come back from states that are a little off.
+        progress: Show a bar on anything over two seconds.
+    """
+
+    temper: float = 20.0
+    jitter: float = 0.2
+    progress: bool = True
+
+    def run(self, data: FitData, heads: Sequence[Head], vector: Tensor) -> Tensor:
+        """Numbers of the field and maps of the heads, from a first guess of them.
+
+        Args:
+            data: Windows, the measurement a normal one with one scale.
+            heads: Maps to the initial states.
+            vector: Where the fit begins, shape (numbers,).
+        """
+        damping, num_intervals = 1e-2, data.gaps.shape[1]
+        bar = tqdm(STAGES, desc="start", delay=2, disable=not self.progress)
+        for share, most in bar:
+            part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
+            own = [self.jittered(head) for head in heads]
+            problem = AmortisedProblem(part, noise_of(part, own, vector, self.temper), own)
+            point = Point(vector, vector.new_zeros(0, 1, 1))
+            found = levenberg_marquardt(
+                problem, point, max_iterations=most, tolerance=TOLERANCE, damping=damping
+            )
+            vector, damping = found.point.weights, found.damping
+            bar.set_postfix(horizon=f"{share:.0%}", cost=f"{found.cost:.4g}", refresh=False)
+        return vector
+
+    def jittered(self, head: Head) -> Head:
+        """The head with features that are a little off."""
+        noise = torch.randn_like(head.features) * head.jitter * self.jitter
+        return replace(head, features=head.features + noise)
+
+
+def noise_of(data: FitData, heads: Sequence[Head], vector: Tensor, temper: float = 1.0) -> Tensor:
+    """The noise, unconstrained: the residuals' root mean square, times the root of `temper`."""
+    measurement = data.measurement
+    path = AmortisedProblem(data, measurement.sites.mean, heads).path(vector)
+    scale = measurement.residual_scale(path).square().mean().sqrt().clamp_min(SMALLEST_NOISE)
+    return measurement.noise_of((temper**0.5 * scale).expand(measurement.response.shape[-1]))
+
+
+def smoothed_states(
+    times: Tensor, states: Tensor, mask: Tensor, *, has_velocities: bool, num_constants: int
+) -> tuple[Tensor, Smoothed]:
+    """Smoothed components at some of their times, velocities behind them, constants being 0.
+
+    Args:
+        times: Dimensionless, shape (series, time).
+        states: Components, shape (series, time, component).
+        mask: Frames that are visible, shape (series, time).
+        has_velocities: Whether states have velocities.
+        num_constants: Number of constants behind all else.
+    """
+    every = max(1, math.ceil(times.shape[1] / MAX_MATCHED))
+    at, some = times[:, ::every].double(), states[:, ::every]
+    is_seen = mask[:, ::every].unsqueeze(-1).expand_as(some)
+    found = smooth(at, some, is_seen, at)
+    if has_velocities:
+        found = with_rates(found, found.derivative, at, is_seen, at)
+    room = (0, num_constants)
+    names = ("path", "derivative", "derivative_scale")
+    return at, replace(found, **{name: pad(getattr(found, name), room) for name in names})

@@ -1,0 +1,210 @@
+"""The warm start of a latent model whose encoder reads lines through the first frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bayesode.errors import DataError
+from bayesode.inference.latent_start.amortised import AmortisedProblem, Head
+from bayesode.inference.latent_start.line_components import LineComponents
+from bayesode.inference.latent_start.path_fit import PathFit, noise_of, smoothed_states
+from bayesode.inference.latent_start.principal_components import principal_components
+from bayesode.inference.latent_start.start import DECODER, set_noise
+from bayesode.inference.latent_start.visible import visible_values
+from bayesode.inference.latent_start.windows import Windows
+from bayesode.inference.warm_start.fit_data import FitData
+from bayesode.inference.warm_start.matching import match_gradients
+from bayesode.models.dynamical import DynamicalModel
+from bayesode.models.likelihoods import GaussianLikelihood
+from bayesode.threads import threads_for
+from bayesode.trajectories import Trajectories
+from bayesode.units import Units
+
+MOVED = 2.0  # sds of the states in one unit of time
+SMALLEST_SD = 0.01  # of an initial state's prior
+MAP_SD = 0.1  # prior sd of the maps to positions and velocities, around those of the components
+
+
+@dataclass(frozen=True)
+class PathStart:
+    """Puts a latent model where least squares in the space of principal components would have it.
+
+    1. Principal components of the visible frames make the decoder and the encoder's first guess.
+    2. The field is matched to the gradients of smoothed components.
+    3. Levenberg-Marquardt fits field and encoder together, over windows that begin all along the
+       series and grow, see `PathFit`.
+    4. Noise and posterior scales are set at what was reached.
+
+    The decoder takes the leading components of the state. The guide has a `StackedEncoder` of
+    `LineEncoder`s (or sums with one): position, velocity if there are any, constants likewise.
+
+    Args:
+        fit: Settings of the third step, `temper` being a number of frames that count as one.
+        num_frames: Frames that the encoder reads.
+        constants: Of the constants at the end of the state the prior sd of their read-out from
+            standardised features, one for each. Small ones: a few frames hardly tell how a series
+            differs from others.
+        first_constants: Sds of the random read-outs at which the fit begins; those that a field
+            reads through its network need one, since a map of zeros to zeros has no gradient.
+    """
+
+    fit: PathFit
+    num_frames: int = 3
+    constants: Sequence[float] = ()
+    first_constants: Sequence[float] = ()
+
+    @torch.no_grad()
+    def __call__(self, model: DynamicalModel, guide: Any, train: Trajectories) -> None:
+        """Set model and guide, the fit's own copies.
+
+        Raises:
+            DataError: If the frames do not vary in so many directions, no window can be read, or
+                the state has other components than the encoder.
+        """
+        values, is_seen = visible_values(train)
+        components = principal_components(values, is_seen, model.likelihood.dim)  # type: ignore
+        view = _of_components(model, components.dim)
+        unit = view.units.time_unit.item()
+        windows = Windows.of(train, components, num_frames=self.num_frames, time_unit=unit)
+        for part in guide.encoder.children():
+            part.set_features(windows.lines)
+        line = LineComponents.of(components, windows.lines)
+        with threads_for(windows.components.grid.numel()):
+            data, heads = FitData.of(view, windows.components), self._heads(guide, line, windows)
+            size = sum(len(head.mean) for head in heads)
+            if data.x0_mean.shape[-1] != size:
+                raise DataError(
+                    f"the encoder gives {size} components, the model's state has "
+                    f"{data.x0_mean.shape[-1]}: positions, velocities, constants, in this order."
+                )
+            times, smoothed = smoothed_states(
+                view.units.dimensionless_times(train)[1],
+                components.encode(values.flatten(2).double()),
+                is_seen,
+                has_velocities=hasattr(guide.encoder, "velocity"),
+                num_constants=len(self.constants),
+            )
+            weights = match_gradients(data.field, times, smoothed)
+            first = [matrix.flatten() for matrix in self._first(heads)]
+            # every frame counts once, in however many windows and at however few knots
+            share = (windows.components.mask[..., 0].sum() / is_seen.sum()).item()  # type: ignore
+            fit = replace(self.fit, temper=self.fit.temper * share)
+            vector = fit.run(data, heads, torch.cat([weights, *first]))
+            problem = AmortisedProblem(data, noise_of(data, heads, vector), heads)
+        self._set_maps(model, guide, train, line, problem, vector)
+        self._set_scales(guide, problem, vector, windows)
+
+    # ---- the maps to initial states --------------------------------------------------------------
+    def _heads(self, guide: Any, line: LineComponents, windows: Windows) -> list[Head]:
+        """Positions and velocities by components of the line, constants by all its entries."""
+        features, sd = line.features(windows.lines), torch.tensor(MAP_SD, dtype=torch.float64)
+        is_free = pad(torch.ones_like(line.sd), (0, 1))  # the last feature is 1
+        own = line.own()[: 1 + hasattr(guide.encoder, "velocity")]
+        heads = [Head(features, mean, sd, is_free) for mean in own]
+        if self.constants:
+            read = guide.encoder.constants.standardised(windows.lines.to(torch.float64))
+            sds = torch.tensor(self.constants, dtype=torch.float64).unsqueeze(-1)
+            mean = torch.zeros(len(sds), read.shape[-1], dtype=torch.float64)
+            heads.append(Head(read.double(), mean, sds, torch.zeros((), dtype=torch.float64)))
+        return heads
+
+    def _first(self, heads: Sequence[Head]) -> list[Tensor]:
+        """Where the maps begin."""
+        first = [head.mean for head in heads]
+        if self.constants:
+            sds = torch.tensor(self.first_constants, dtype=torch.float64).unsqueeze(-1)
+            first[-1] = sds * torch.randn_like(first[-1])
+        return first
+
+    # ---- what was found --------------------------------------------------------------------------
+    def _set_maps(
+        self,
+        model: DynamicalModel,
+        guide: Any,
+        train: Trajectories,
+        line: LineComponents,
+        problem: AmortisedProblem,
+        vector: Tensor,
+    ) -> None:
+        """Decoder, encoder, field and the law of x0."""
+        components, likelihood = line.components, model.likelihood
+        likelihood.decoder.set_linear(components.basis, components.mean, components.scale)  # type: ignore
+        if DECODER in model.global_priors():
+            guide.set_site(DECODER, likelihood.decoder.starting_weights())  # type: ignore
+        weights, maps = problem.split(vector)
+        parts = list(guide.encoder.children())
+        moving = len(maps) - bool(self.constants)
+        for part, matrix in zip(parts[:moving], maps, strict=False):
+            part.set_affine(*line.affine(matrix))
+        for part, matrix in zip(parts[moving:], maps[moving:], strict=True):
+            part.set_standardised(matrix)
+        for site, value in problem.data.field.unpack(weights).items():
+            guide.set_site(f"field.{site}", value)
+        x0 = problem.start(vector).states[:, 0]
+        sd = x0.square().mean(0).sqrt().clamp_min(SMALLEST_SD)
+        model.initial.set_moments(torch.zeros_like(sd), sd)  # type: ignore[operator]
+        set_noise(model, guide, train)
+
+    def _set_scales(
+        self, guide: Any, problem: AmortisedProblem, vector: Tensor, windows: Windows
+    ) -> None:
+        """Posterior scales from the Gauss-Newton diagonal of the tempered likelihood."""
+        field = problem.data.field
+        by_weights, by_x0 = torch.zeros_like(field.sd), []
+        for rows, gram, _ in problem.local_information(vector):
+            # every frame counts, and once: windows that begin later see the same ones again
+            diagonal = gram.diagonal(dim1=-2, dim2=-1)[windows.is_first[rows]]
+            diagonal = diagonal * windows.stride / self.fit.temper
+            by_weights = by_weights + diagonal[:, : len(field.sd)].sum(0)
+            by_x0.append(diagonal[:, len(field.sd) :])
+        scales = field.split((by_weights + field.sd.pow(-2)).rsqrt())
+        values = field.unpack(problem.split(vector)[0])
+        for site, scale in scales.items():
+            guide.set_site(f"field.{site}", values[site], scale)
+        prior = problem.start(vector).states[:, 0].square().mean(0).clamp_min(SMALLEST_SD**2)
+        sd = (torch.cat(by_x0).mean(0) + prior.reciprocal()).rsqrt()
+        for part, own in zip(
+            guide.encoder.children(), sd.split([len(h.mean) for h in problem.heads]), strict=True
+        ):
+            part.log_scale.copy_(own.log())
+
+
+def time_unit_of(train: Trajectories, dim: int) -> float:
+    """The time in which the leading components of frames move by two of their sds.
+
+    Args:
+        train: Frames.
+        dim: Number of components.
+
+    Returns:
+        In the unit of the data; 1 if nothing tells it.
+    """
+    values, is_seen = visible_values(train)
+    components = principal_components(values, is_seen, dim)
+    usual = train.grid.diff()[train.grid.diff() > 0].median() if train.grid.shape[1] > 1 else 1.0
+    elapsed = (train.grid - train.grid[:, :1]) / usual
+    states = components.encode(values.flatten(2).double())
+    _, smoothed = smoothed_states(elapsed, states, is_seen, has_velocities=False, num_constants=0)
+    size = (smoothed.path - smoothed.path.mean((0, 1))).square().mean().sqrt()
+    speed = smoothed.derivative.square().mean().sqrt()
+    unit = (MOVED * size / speed * usual).item()
+    return unit if 0 < unit < math.inf else 1.0
+
+
+def _of_components(model: DynamicalModel, dim: int) -> DynamicalModel:
+    """The model with its leading components observed as they are."""
+    times = model.units
+    return DynamicalModel(
+        initial=model.initial,
+        field=model.field,
+        likelihood=GaussianLikelihood(dim, shared=True),
+        solver=model.solver,
+        units=Units(time_origin=times.time_origin.item(), time_unit=times.time_unit.item()),
+    )
