@@ -32,7 +32,8 @@ from bayesode.units import Units
 
 STEP = 0.2  # of RK4, in units of time in which states move by two of their sds
 PRIOR_SCALE = 3.0  # as of fields in data space
-STYLE_SD, FIRST_STYLE_SD = 0.01, 0.03  # of a read-out from standardised features
+STYLE_SD, STYLE_EFFECT = 0.01, 0.3  # of a read-out from standardised features, of series
+PACE_EFFECT = 0.05
 PACE_SD = 0.003  # three frames hardly tell the speed of a walk: 1 % from 10 of 100 features
 CLIP = 5.0  # sds of a feature that styles and paces are read from
 NUM_STEPS, LEARNING_RATE, NETWORK_RATE = 100, 0.02, 1e-4  # the start is close: a short way
@@ -73,7 +74,7 @@ def ode2vae(
             `num_frames` frames of a series have to be visible when it is encoded.
         order: 2, or 1 for a field of rates.
         dim_latent: Number of positions.
-        hidden: Widths of the field's network beside its linear part; empty for a linear field.
+        hidden: Widths of the field's network beside its linear part; empty for an affine field.
         dim_style: Constants of a series that the field reads; 0 for none.
         num_frames: How many frames are encoded: positions and velocities are read off a line
             through them (the paper's positions read one).
@@ -155,7 +156,7 @@ def ode2vae(
             PathFit(temper=temper, jitter=jitter, progress=verbose),
             num_frames=num_frames,
             constants=[STYLE_SD] * dim_style + [PACE_SD],
-            first_constants=[FIRST_STYLE_SD] * dim_style + [0.0],
+            effects=[STYLE_EFFECT] * dim_style + [PACE_EFFECT],
         ),
         defaults=_defaults(train, num_frames, temper),
     ).to(dtype)
@@ -212,11 +213,8 @@ def _field(order: int, dim: int, hidden: Sequence[int], dim_style: int) -> nn.Mo
     """Linear forces plus a network, at the pace of a series."""
     read = order * dim
     linear = LinearField(dim, dim_in=read, prior_scale=PRIOR_SCALE * read**-0.5)
-    parts: dict[str, nn.Module] = {"linear": linear}
-    if hidden or dim_style:
-        network = BayesianMLP(read + dim_style, hidden, dim, prior_scale=PRIOR_SCALE)
-        parts["network"] = network
-    forces = Sum(**parts)
+    network = BayesianMLP(read + dim_style, hidden, dim, prior_scale=PRIOR_SCALE)
+    forces = Sum(linear=linear, network=network)
     moving = forces if order == 1 else SecondOrder(forces, dim_constants=dim_style)
     return WithConstants(Paced(moving), dim_style + 1)
 

@@ -51,14 +51,14 @@ class PathStart:
         constants: Of the constants at the end of the state the prior sd of their read-out from
             standardised features, one for each. Small ones: a few frames hardly tell how a series
             differs from others.
-        first_constants: Sds of the random read-outs at which the fit begins; those that a field
-            reads through its network need one, since a map of zeros to zeros has no gradient.
+        effects: Of the constants the prior sd of what a training series has beyond its read-out:
+            nothing that a new series could have, but field and read-out need not bend to it.
     """
 
     fit: PathFit
     num_frames: int = 3
     constants: Sequence[float] = ()
-    first_constants: Sequence[float] = ()
+    effects: Sequence[float] = ()
 
     @torch.no_grad()
     def __call__(self, model: DynamicalModel, guide: Any, train: Trajectories) -> None:
@@ -109,18 +109,29 @@ class PathStart:
         own = line.own()[: 1 + hasattr(guide.encoder, "velocity")]
         heads = [Head(features, mean, sd, is_free) for mean in own]
         if self.constants:
-            read = guide.encoder.constants.standardised(windows.lines.to(torch.float64))
-            sds = torch.tensor(self.constants, dtype=torch.float64).unsqueeze(-1)
-            mean = torch.zeros(len(sds), read.shape[-1], dtype=torch.float64)
-            heads.append(Head(read.double(), mean, sds, torch.zeros((), dtype=torch.float64)))
+            heads.append(self._constants(guide, windows))
         return heads
+
+    def _constants(self, guide: Any, windows: Windows) -> Head:
+        """What stands still: read off the line, plus what each training series has of its own."""
+        read = guide.encoder.constants.standardised(windows.lines.double())
+        own = torch.nn.functional.one_hot(windows.row).double()
+        sds = (
+            torch.tensor(self.constants, dtype=torch.float64)
+            .unsqueeze(-1)
+            .expand(-1, read.shape[-1])
+        )
+        effects = (
+            torch.tensor(self.effects, dtype=torch.float64).unsqueeze(-1).expand(-1, own.shape[-1])
+        )
+        sd = torch.cat([sds, effects], -1)
+        return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd, sd.new_zeros(()))
 
     def _first(self, heads: Sequence[Head]) -> list[Tensor]:
         """Where the maps begin."""
         first = [head.mean for head in heads]
         if self.constants:
-            sds = torch.tensor(self.first_constants, dtype=torch.float64).unsqueeze(-1)
-            first[-1] = sds * torch.randn_like(first[-1])
+            first[-1] = heads[-1].sd * torch.randn_like(first[-1])
         return first
 
     # ---- what was found --------------------------------------------------------------------------
@@ -144,7 +155,7 @@ class PathStart:
         for part, matrix in zip(parts[:moving], maps, strict=False):
             part.set_affine(*line.affine(matrix))
         for part, matrix in zip(parts[moving:], maps[moving:], strict=True):
-            part.set_standardised(matrix)
+            part.set_standardised(matrix[:, : part.weight.shape[-1]])
         for site, value in problem.data.field.unpack(weights).items():
             guide.set_site(f"field.{site}", value)
         x0 = problem.start(vector).states[:, 0]

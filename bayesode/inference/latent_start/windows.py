@@ -26,12 +26,14 @@ class Windows:
             first frame as their start, values (window, time, component).
         lines: Of the first frames, `encoders.line.lines`, shape (window, 2 features).
         is_first: Whether a window begins with its series, shape (window,).
+        row: Of its series in the data, shape (window,).
         stride: Frames from one time of a window to the next.
     """
 
     components: Trajectories
     lines: Tensor
     is_first: Tensor
+    row: Tensor
     stride: int
 
     @classmethod
@@ -60,7 +62,7 @@ class Windows:
         starts = torch.linspace(0, last, NUM_STARTS).round().long().unique().tolist()
         parts = [_window(train, components, a, stride, num_frames, time_unit) for a in starts]
         joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-        times, states, mask, start, num_times, read, number = joined
+        times, states, mask, start, num_times, read, number, row = joined
         if len(times) == 0:
             raise DataError(
                 f"no series has {num_frames} wholly visible frames in a row and a later one: the "
@@ -73,7 +75,7 @@ class Windows:
             start=start,
             num_times=num_times,
         )
-        return cls(series, read, number == 0, stride)
+        return cls(series, read, number == 0, row, stride)
 
 
 def _window(
@@ -106,4 +108,5 @@ def _window(
         num_times[rows],
         read,
         torch.full_like(rows, first),
+        rows,
     )
