@@ -87,7 +87,8 @@ def pendulum_video(
     frames = _noisy(render(truth.values[..., 0], size), noise_scale, seed)  # type: ignore[index]
     videos = Trajectories(truth.times, frames, series=labels)
     rows = torch.arange(len(labels)).split(list(parts.values()))
-    return PendulumVideo(*(videos.rows(chosen) for chosen in rows), truth)
+    train, validation, test = (videos.rows(chosen) for chosen in rows)
+    return PendulumVideo(train, validation, test, truth)
 
 
 def render(angle: Tensor, size: int) -> Tensor:
