@@ -85,13 +85,13 @@ def test_six_channels_that_vary_most_and_three_series_are_shown():
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_constant_channels_are_never_chosen(offset):
-    ensemble, truth = make()
+    ensemble, truth = make((3.0, 0.0, 0.5, 8.0, 2.0, 0.0, 0.0, 0.0, 0.0))
     rounding = 1e-6 * torch.randn(truth.values.shape, generator=torch.Generator().manual_seed(1))
     values = truth.values - 100 + offset + rounding  # as in files that were written twice
     twice = bo.Trajectories(truth.times, values, series=LABELS, names=NAMES)
     panels = panels_of(channel_panel(ensemble, twice, series=[7]), 1)
     shown = [row[0].get_ylabel() for row in panels]
-    assert len(shown) == 6 and not {"channel 1", "channel 5"} & set(shown)
+    assert shown == [NAMES[k] for k in (0, 2, 3, 4)]
 
 
 def test_fewer_channels_vary_than_fit():
