@@ -18,10 +18,10 @@ NUM_GIVEN, NUM_DRAWS = 3, 20 if SMALL else 50  # one frame does not show velocit
 CYCLE = 135  # frames between two steps of the same foot in the training walks, about
 
 
-def fit(train, **settings):
+def fit(train, steps, **settings):
     torch.manual_seed(0)  # networks begin at random
     model, guide = bo.ode2vae(train, num_frames=NUM_GIVEN, **settings)
-    return bo.fit_svi(model, guide, train, seed=0, **({"num_steps": 5} if SMALL else {}))
+    return bo.fit_svi(model, guide, train, seed=0, **({"num_steps": 5} if SMALL else steps))
 
 
 def forecast(posterior, new):
@@ -61,7 +61,7 @@ def time_aligned(train, new, num=8):
 def walks(root):
     data = bo.datasets.motion_capture(root)  # values in degrees
     train, new = data.train, data.validation  # test walks are for the benchmark
-    posterior = fit(train)
+    posterior = fit(train, {})  # as many steps as the guide suggests
     ensemble = forecast(posterior, new)
     rules = mean_and_last(train, new)
     rules["time-aligned walks"] = time_aligned(train.values, new.values)
@@ -74,7 +74,8 @@ def pendulums():
     few = {"num_series": 12, "num_validation": 2, "num_test": 3, "num_frames": 12}
     video = bo.datasets.pendulum_video(**(few if SMALL else {}))
     train, new = video.train, video.test
-    posterior = fit(train, dim_latent=4, network="auto", likelihood="clipped_gaussian")
+    settings = {"dim_latent": 4, "network": "auto", "likelihood": "clipped_gaussian"}
+    posterior = fit(train, {"num_steps": 300}, **settings)
     ensemble = forecast(posterior, new)
     compare(new, "per pixel", ensemble, mean_and_last(train, new))
     picture = bo.diagnostics.frame_rows(ensemble, new, num_series=3, every=1 if SMALL else 2)

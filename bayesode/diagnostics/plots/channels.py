@@ -118,12 +118,12 @@ def _draw_mean(panel: Axes, times: np.ndarray, mean: np.ndarray) -> None:
 
 def _draw_truth(panel: Axes, times: np.ndarray, seen: np.ndarray, given: int | None) -> None:
     """A thin line that breaks where nothing was seen, and dots where the model read it."""
+    panel.plot(times, seen, c=TEST["c"], lw=0.7, label="truth")
     is_seen = np.pad(np.isfinite(seen), 1)
     is_alone = is_seen[1:-1] & ~is_seen[:-2] & ~is_seen[2:]  # no line goes there
-    look: dict[str, Any] = {"c": TEST["c"], "marker": "o", "ms": 1, "markevery": is_alone}
-    panel.plot(times, seen, lw=0.7, label="truth", **look)
+    panel.plot(times[is_alone], seen[is_alone], c=TEST["c"], ls="", marker="o", ms=1)
     if given is not None:
-        look = TRAIN | {"label": "given frames", "zorder": 3}
+        look: dict[str, Any] = TRAIN | {"label": "given frames", "zorder": 3}
         panel.plot(times[:given], seen[:given], ls="", **look)
 
 
