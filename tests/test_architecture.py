@@ -50,7 +50,7 @@ ALLOWED["demos"] |= {"datasets"}
 ALLOWED["cli"] |= {"datasets"}
 
 # The files that may import a library; the rest of the package goes through them.
-PLOTS = ("fan_chart", "frames", "latent_paths", "rate_curve", "style", "vector_field")
+PLOTS = ("channels", "fan_chart", "frames", "latent_paths", "rate_curve", "style", "vector_field")
 PICTURES = {f"diagnostics/plots/{name}.py" for name in PLOTS}
 DOORS = {
     "torchdiffeq": {"models/solvers/ode.py"},

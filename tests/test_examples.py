@@ -12,7 +12,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_there_are_examples():
-    names = {"lynx_hare", "own_parts", "process_noise", "rotating_mnist"}
+    names = {"lynx_hare", "motion_capture", "own_parts", "process_noise", "rotating_mnist"}
     assert {path.stem for path in EXAMPLES} >= names
 
 

@@ -11,6 +11,7 @@ from bayesode.datasets.lotka_volterra import lotka_volterra
 from bayesode.datasets.lynx_hare import lynx_hare
 from bayesode.datasets.motion_capture import MotionCapture, motion_capture
 from bayesode.datasets.ornstein_uhlenbeck import ornstein_uhlenbeck
+from bayesode.datasets.pendulum_video import PendulumVideo, pendulum_video
 from bayesode.datasets.rotating_digits import rotating_digits
 from bayesode.datasets.rotating_frames import RotatingFrames
 from bayesode.datasets.rotating_mnist import rotating_mnist
@@ -20,6 +21,7 @@ from bayesode.datasets.van_der_pol import van_der_pol
 
 __all__ = [
     "MotionCapture",
+    "PendulumVideo",
     "RotatingFrames",
     "Simulated",
     "cubic_spiral",
@@ -34,6 +36,7 @@ __all__ = [
     "lynx_hare",
     "motion_capture",
     "ornstein_uhlenbeck",
+    "pendulum_video",
     "rotating_digits",
     "rotating_mnist",
     "stochastic_lotka_volterra",

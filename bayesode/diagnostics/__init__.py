@@ -3,6 +3,7 @@
 from bayesode.diagnostics.finding import Finding as Finding
 from bayesode.diagnostics.latent import LatentAccount as LatentAccount
 from bayesode.diagnostics.latent import latent_account as latent_account
+from bayesode.diagnostics.plots import channel_panel as channel_panel
 from bayesode.diagnostics.plots import fan_chart as fan_chart
 from bayesode.diagnostics.plots import frame_rows as frame_rows
 from bayesode.diagnostics.plots import latent_paths as latent_paths

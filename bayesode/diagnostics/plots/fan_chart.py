@@ -17,23 +17,22 @@ from bayesode.data_checks import shape_of
 from bayesode.diagnostics.plots.style import (
     FOLLOWED,
     LINE,
-    SHADES,
     STYLE,
     TEST,
     TRAIN,
     add_legend,
     array,
+    draw_bands,
     draw_undetermined,
+    follow_data,
     new_panels,
     series_title,
-    set_limits,
 )
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.ensemble import Ensemble
 from bayesode.trajectories import Trajectories
 
 MAX_SERIES = 4  # columns that fit on a page
-OUTER_REACH, INNER_REACH = 0.5, 1.5  # ranges of the data by which bands may stretch an axis
 
 
 def fan_chart(
@@ -110,7 +109,7 @@ def fan_chart(
         for component, name in enumerate(asked.names or ensemble.train.names):
             panels[component, 0].set_ylabel(name)
             found = [points[k][1][:, component] for points in data for k in labels if k in points]
-            _follow_data(panels[component], found, bands[..., component], ensemble.transform)
+            follow_data(panels[component], found, bands[..., component], ensemble.transform)
         for column, label in enumerate(labels):
             panels[0, column].set_title(series_title(label, kept[:, column]))
             panels[-1, column].set_xlabel("time")
@@ -142,12 +141,8 @@ def _points(data: Trajectories, size: int) -> dict[str | int, Any]:
 
 def _draw_fan(panel: Axes, times: Any, bands: Any, paths: Any, widths: Sequence[float]) -> None:
     """Bands from wide to narrow, draws and median; bars where there is a single time."""
-    is_single = len(times) == 1
-    draw = panel.vlines if is_single else panel.fill_between
-    for k, shade in enumerate(SHADES(np.linspace(0, 1, len(widths)))):
-        look: dict[str, Any] = {"color": shade, "label": f"{100 * widths[k]:g} % interval"}
-        draw(times, bands[k], bands[-1 - k], lw=6 * is_single, zorder=1, **look)
-    look = {"color": LINE, "marker": "_" if is_single else None}
+    draw_bands(panel, times, bands, widths)
+    look: dict[str, Any] = {"color": LINE, "marker": "_" if len(times) == 1 else None}
     followed: dict[str, Any] = look | {"color": FOLLOWED}
     for k, path in enumerate(paths[1:]):
         label = "draws of the signal" if k == 0 else None
@@ -168,22 +163,3 @@ def _draw_points(panel: Axes, data: Sequence[Any], component: int) -> None:
         if -np.inf < end < panel.dataLim.x1:
             look: dict[str, Any] = {"color": "#777777", "lw": 0.7, "ls": "--", "zorder": 1.1}
             panel.axvline(end, label="end of training", **look)
-
-
-def _follow_data(panels: Any, found: list[np.ndarray], bands: np.ndarray, transform: str) -> None:
-    """Vertical limits of a row of panels: all data, and bands as far as they do not explode."""
-    is_log = transform == "log" and not any((line <= 0).any() for line in found)
-    scaled = (lambda line: np.log(np.maximum(line, 1e-300))) if is_log else np.asarray
-    seen, *edges = (
-        scaled(line[np.isfinite(line)]) for line in (np.concatenate([*found, []]), *bands)
-    )
-    middle = len(edges) // 2
-    core = seen if len(seen) else edges[middle]
-    if len(core):
-        low, high, span = core.min(), core.max(), np.ptp(core) or 1.0
-        for k, reach in ((0, OUTER_REACH), (middle - 1, INNER_REACH)):
-            near = core.min() - reach * span, core.max() + reach * span
-            low = edges[k].clip(*near).min(initial=low)
-            high = edges[-1 - k].clip(*near).max(initial=high)
-        for panel in panels:
-            set_limits(panel, "y", (1.05 * low - 0.05 * high, 1.05 * high - 0.05 * low), is_log)

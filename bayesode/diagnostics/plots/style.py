@@ -29,6 +29,7 @@ TRAIN: dict[str, Any] = dict(label="training data", marker="o", c="black", ms=1.
 TEST: dict[str, Any] = dict(label="held-out data", marker="s", c="#d55e00", mfc="w", ms=2.6)
 LINE, SHADES = "#00456b", ListedColormap(colormaps["Blues"](np.linspace(0.2, 0.5, 256)))
 FOLLOWED = "#009e73"  # green, tells itself from blue and vermilion
+OUTER_REACH, INNER_REACH = 0.5, 1.5  # ranges of the data by which bands may stretch an axis
 UNDETERMINED: dict[str, Any] = {"fc": "#d4d4d4", "ec": "none", "lw": 0}
 
 
@@ -72,6 +73,41 @@ def add_legend(figure: Figure, panels: np.ndarray, is_own: bool) -> None:
         if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
             return
         legend.remove()
+
+
+def draw_bands(panel: Axes, times: Any, bands: Any, widths: Sequence[float]) -> None:
+    """Central intervals, the wide ones below; bars where there is a single time.
+
+    Args:
+        panel: To draw in.
+        times: Shape (time,).
+        bands: Lower ends, then whatever, then upper ends in the opposite order, (any, time).
+        widths: Their probabilities, falling.
+    """
+    is_single = len(times) == 1
+    draw = panel.vlines if is_single else panel.fill_between
+    for k, shade in enumerate(SHADES(np.linspace(0, 1, len(widths)))):
+        look: dict[str, Any] = {"color": shade, "label": f"{100 * widths[k]:g} % interval"}
+        draw(times, bands[k], bands[-1 - k], lw=6 * is_single, zorder=1, **look)
+
+
+def follow_data(panels: Any, found: list[np.ndarray], bands: np.ndarray, transform: str) -> None:
+    """Vertical limits of a row of panels: all data, and bands as far as they do not explode."""
+    is_log = transform == "log" and not any((line <= 0).any() for line in found)
+    scaled = (lambda line: np.log(np.maximum(line, 1e-300))) if is_log else np.asarray
+    seen, *edges = (
+        scaled(line[np.isfinite(line)]) for line in (np.concatenate([*found, []]), *bands)
+    )
+    middle = len(edges) // 2
+    core = seen if len(seen) else edges[middle]
+    if len(core):
+        low, high, span = core.min(), core.max(), np.ptp(core) or 1.0
+        for k, reach in ((0, OUTER_REACH), (middle - 1, INNER_REACH)):
+            near = core.min() - reach * span, core.max() + reach * span
+            low = edges[k].clip(*near).min(initial=low)
+            high = edges[-1 - k].clip(*near).max(initial=high)
+        for panel in panels:
+            set_limits(panel, "y", (1.05 * low - 0.05 * high, 1.05 * high - 0.05 * low), is_log)
 
 
 def draw_undetermined(panel: Axes, places: Any, flags: Any) -> None:
