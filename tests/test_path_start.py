@@ -136,10 +136,9 @@ def test_a_window_holds_the_components_of_later_frames():
         close(series.values[row, : len(real)], encoded)
         assert series.mask[row].all(-1).sum() == len(real)
         given = slice(first, first + 3)
-        own = lines(
-            data.values[[row % 5], given], (data.times[given] - data.times[first])[None] / 2
-        )
-        close(found.lines[[row]], own)
+        since = (data.times[given] - data.times[first])[None] / 2
+        close(found.lines[[row]], lines(data.values[[row % 5], given], since))
+        assert found.row[row] == row % 5
         assert found.is_first[row] == (first == 0)
 
 
@@ -184,7 +183,7 @@ def problem_of(data: bo.Trajectories, **options) -> tuple[AmortisedProblem, Tens
     for part in guide.encoder.children():
         part.set_features(windows.lines)
     line = LineComponents.of(principal_components(data.values, data.mask, 2), windows.lines)
-    start = PathStart(PathFit(), constants=(0.1, 0.2), first_constants=(0.1, 0.1))
+    start = PathStart(PathFit(), constants=(0.1, 0.2), effects=(0.1, 0.1))
     heads = start._heads(guide, line, windows)
     fit = FitData.of(view, windows.components)
     torch.manual_seed(1)
@@ -246,7 +245,7 @@ def test_rotation_and_encoder_are_found_to_rounding():
     data = rotating()
     model, guide = system(data, hidden=[])
     start = PathStart(PathFit(temper=1e-6, jitter=0.0, progress=False), constants=(1e-6,))
-    replace(start, first_constants=(0.0,))(model, guide, data)
+    replace(start, effects=(1e-6,))(model, guide, data)
     values = {site: guide.location(site) for site in guide.supports}
     values |= {"likelihood.noise_scale": guide.location("likelihood.noise_scale").exp()}
     values["x0"] = guide.encoder(data).mean

@@ -63,7 +63,7 @@ def test_minibatches_keep_their_scale(case):
 
 
 def test_a_fit_tells_its_schedule_and_a_guide_may_suggest_it(case):
-    model, guide, data = case
+    model = case[0]
     own = bo.AmortizedGuide(
         model,
         bo.MLPEncoder((2,), 2),

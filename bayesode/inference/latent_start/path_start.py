@@ -116,15 +116,8 @@ class PathStart:
         """What stands still: read off the line, plus what each training series has of its own."""
         read = guide.encoder.constants.standardised(windows.lines.double())
         own = torch.nn.functional.one_hot(windows.row).double()
-        sds = (
-            torch.tensor(self.constants, dtype=torch.float64)
-            .unsqueeze(-1)
-            .expand(-1, read.shape[-1])
-        )
-        effects = (
-            torch.tensor(self.effects, dtype=torch.float64).unsqueeze(-1).expand(-1, own.shape[-1])
-        )
-        sd = torch.cat([sds, effects], -1)
+        parts = ((self.constants, read), (self.effects, own))
+        sd = torch.cat([_rows(sds, features) for sds, features in parts], -1)
         return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd, sd.new_zeros(()))
 
     def _first(self, heads: Sequence[Head]) -> list[Tensor]:
@@ -185,6 +178,12 @@ class PathStart:
             guide.encoder.children(), sd.split([len(h.mean) for h in problem.heads]), strict=True
         ):
             part.log_scale.copy_(own.log())
+
+
+def _rows(sds: Sequence[float], features: Tensor) -> Tensor:
+    """A number for each row of a map of features, shape (rows, features)."""
+    rows = torch.tensor(sds, dtype=features.dtype).unsqueeze(-1)
+    return rows.expand(-1, features.shape[-1])
 
 
 def time_unit_of(train: Trajectories, dim: int) -> float:
