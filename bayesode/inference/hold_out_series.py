@@ -90,12 +90,12 @@ def leave_series_out(
         is_held[folds[k]] = True
         held = train.rows(is_held)
         seen = _given(given, held)
+        unread: Any = ~_was_given(held, seen)
         posterior = complete_fit(fit, train.rows(~is_held), seeds[k])
         new = posterior.condition(seen, seed=draw_seeds[k])
         question = held.at(held.times, held.num_times)  # without values: nothing can be read
         ensemble = new.predict(question, num_draws=num_draws, seed=draw_seeds[k])
-        unread = ~_was_given(held, seen)
-        return HeldOut(replace(held, mask=unread & held.mask), ensemble)  # type: ignore[operator]
+        return HeldOut(replace(held, mask=unread & held.mask), ensemble)
 
     return each_of(held_out, num_folds, what="folds", progress=progress)
 
