@@ -11,6 +11,8 @@ from bayesode.errors import FitError as FitError
 from bayesode.errors import ShapeError as ShapeError
 from bayesode.errors import SolverError as SolverError
 from bayesode.inference.amortized import AmortizedGuide as AmortizedGuide
+from bayesode.inference.bag import Bag as Bag
+from bayesode.inference.bag import fit_bag as fit_bag
 from bayesode.inference.calibration import calibrate_noise as calibrate_noise
 from bayesode.inference.elbo import elbo_terms as elbo_terms
 from bayesode.inference.encoders import ConvEncoder as ConvEncoder
@@ -25,6 +27,9 @@ from bayesode.inference.fit import fit as fit
 from bayesode.inference.gradients import GradientCheck as GradientCheck
 from bayesode.inference.gradients import check_gradients as check_gradients
 from bayesode.inference.guides import MeanFieldGuide as MeanFieldGuide
+from bayesode.inference.hold_out_series import HeldOut as HeldOut
+from bayesode.inference.hold_out_series import leave_series_out as leave_series_out
+from bayesode.inference.horizon_noise import HorizonNoise as HorizonNoise
 from bayesode.inference.laplace import fit_laplace as fit_laplace
 from bayesode.inference.mixture import Mixture as Mixture
 from bayesode.inference.path_objective import path_objective as path_objective

@@ -11,8 +11,10 @@ import torch
 from bayesode import systems
 from bayesode.errors import DataError
 from bayesode.inference import storage
+from bayesode.inference.bag import Bag
 from bayesode.inference.calibration import with_calibrated_noise
 from bayesode.inference.conditioning import ConditionedGuide
+from bayesode.inference.copies import own_copies
 from bayesode.inference.hold_out import HoldOut
 from bayesode.inference.laplace import LaplaceHistory, laplace_guide
 from bayesode.inference.mixture import Mixture
@@ -27,12 +29,13 @@ HISTORIES = {"svi": History, "laplace": LaplaceHistory}
 
 def load(
     folder: str | Path, *, model: DynamicalModel | None = None, guide: Any = None
-) -> Posterior | Mixture:
+) -> Posterior | Mixture | Bag:
     """The posterior of a saved run.
 
     Args:
-        folder: Written by `Posterior.save` or `Mixture.save`.
-        model: For a hand-made model: an object built like the one that was saved.
+        folder: Written by `Posterior.save`, `Mixture.save` or `Bag.save`.
+        model: For a hand-made model: an object built like the one that was saved; of a mixture or
+            bag, like that of every member.
         guide: For a hand-made model or guide: likewise.
 
     Raises:
@@ -41,7 +44,9 @@ def load(
     folder = Path(folder)
     config = storage.read_config(folder)
     if config["settings"].get("engine") == "mixture":
-        return _load_mixture(folder, config)
+        return _load_mixture(folder, config, model, guide)
+    if config["settings"].get("engine") == "bag":
+        return _load_bag(folder, config, model, guide)
     train, settings = storage.read_data(folder), config["settings"]
     if model is None or guide is None:
         recipe, rebuilt = config["recipe"], (None, None)
@@ -71,16 +76,37 @@ def load(
     return Posterior(model, guide, train, history=history, settings=settings, state=state)
 
 
-def _load_mixture(folder: Path, config: dict[str, Any]) -> Mixture:
-    """All members and what joins them; hand-made models are for each member's own folder."""
+def _load_mixture(folder: Path, config: dict[str, Any], model: Any, guide: Any) -> Mixture:
+    """All members and what joins them."""
     try:
         joint = config["mixture"]
         found = None if joint["hold_out"] is None else HoldOut(**joint["hold_out"])
         weights = joint["weights"]
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder} holds the mixture of another version: {error}") from error
-    members: list[Any] = [load(folder / f"member-{row}") for row in range(len(weights))]
+    members = _load_members(folder, len(weights), model, guide)
     return Mixture(members, weights=weights, hold_out=found, settings=config["settings"])
+
+
+def _load_bag(folder: Path, config: dict[str, Any], model: Any, guide: Any) -> Bag:
+    """All members and the series that they were fitted to subsets of."""
+    try:
+        count = int(config["bag"]["num_members"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder} holds the bag of another version: {error}") from error
+    members = _load_members(folder, count, model, guide)
+    return Bag(members, storage.read_data(folder), settings=config["settings"])
+
+
+def _load_members(folder: Path, count: int, model: Any, guide: Any) -> list[Any]:
+    """Members, each with a copy of what is given for a hand-made model."""
+    members = []
+    for row in range(count):
+        own, its_guide = model, guide
+        if model is not None:
+            own, its_guide = own_copies(model, guide, dtype=torch.float64, device="cpu")
+        members.append(load(folder / f"member-{row}", model=own, guide=its_guide))
+    return members
 
 
 def _own_guide(settings: dict[str, Any], model: DynamicalModel, train: Trajectories) -> Any:

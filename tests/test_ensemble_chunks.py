@@ -294,7 +294,11 @@ def test_arviz_names_the_axes_of_images(event):
         assert label == (data.names[place[axis]] if data.names else place[axis])
 
 
-def test_posteriors_with_decoders_of_their_own_are_not_mixed():
+def test_draws_of_several_decoders_are_computed_in_blocks_too(is_cut):
     data = make_data()
-    with pytest.raises(bo.DataError, match=r"learned parameters \(a decoder\)"):
-        Mixture([make_posterior(data), make_posterior(data)])
+    mixture = Mixture([make_posterior(data), make_posterior(data)])
+    ensemble = mixture.predict(data, num_draws=NUM_DRAWS, seed=0)
+    assert len(ensemble.blocks) > 1
+    whole = scores.mean(ensemble.signal)
+    torch.testing.assert_close(ensemble.mean, whole, rtol=1e-12, atol=0)
+    assert ensemble.log_score(data)[data.mask].isfinite().all()

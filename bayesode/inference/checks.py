@@ -126,3 +126,35 @@ def drawn_sites(trace: Any) -> list[str]:
         and not (site["is_observed"] or site["infer"].get("is_auxiliary"))
         and not site_is_subsample(site)
     ]
+
+
+def observed_at(
+    test: Trajectories, asked: Trajectories, event_shape: torch.Size, names: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    """Values and mask of data that are compared with a prediction.
+
+    Args:
+        test: The data.
+        asked: Series and times that were predicted.
+        event_shape: Of one predicted observation.
+        names: Of its components.
+
+    Raises:
+        DataError: If the data have no values, or other times than were asked.
+        ShapeError: If they have other series or components.
+    """
+    if test.values is None or test.mask is None:
+        raise DataError("scores need observed values; this is a question without values.")
+    if test.series != asked.series or test.grid.shape != asked.grid.shape:
+        raise ShapeError(
+            f"scores need data at the series and times of the ensemble ({asked!r}), not "
+            f"{test!r}; predict(train.at(test))."
+        )
+    if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
+        raise DataError("the data have other times than the ensemble: predict(train.at(test)).")
+    if test.event_shape != event_shape or test.names != names:
+        raise ShapeError(
+            f"scores need the components of the fit, {list(names)} of shape {tuple(event_shape)}, "
+            f"not {list(test.names)} of shape {tuple(test.event_shape)}."
+        )
+    return test.values, test.mask

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bayesode import scores
-from bayesode.errors import DataError, ShapeError
+from bayesode.errors import DataError
 from bayesode.inference.blocks import Block, assembled, blocks_of
+from bayesode.inference.checks import observed_at
 from bayesode.inference.randomness import seeded
 from bayesode.inference.variance_parts import PairedPaths, VarianceParts, variance_parts
 from bayesode.models.contracts import Observe
@@ -52,7 +53,7 @@ class Ensemble:
             asked for; by default that of the draws.
         pairs: Computes the partners of the draws for `variance_parts` when asked for.
         noise_seed: Of the noise of the values.
-        observe_rows: How the draws of some series are seen, where that depends on inputs of theirs;
+        observe_in: How the draws in one block are seen, where that depends on its series or times;
             `observe` by default.
         scope: From a seed to a block in which things are drawn and decoded.
     """
@@ -72,7 +73,7 @@ class Ensemble:
         path_sd: Callable[[], Tensor] | None = None,
         pairs: Callable[[], PairedPaths] | None = None,
         noise_seed: int = 0,
-        observe_rows: Callable[[slice], Observe] | None = None,
+        observe_in: Callable[[Block], Observe] | None = None,
         scope: Callable[[int | None], AbstractContextManager[Any]] = without_gradients,
     ) -> None:
         self.trajectories, self.path, self.observe = trajectories, path, observe
@@ -80,7 +81,7 @@ class Ensemble:
         self._solver_error, self.draws, self._pairs = solver_error, draws or {}, pairs
         self._path_sd = (lambda: self.sd(of="path")) if path_sd is None else path_sd
         self.noise_seed, self._scope = noise_seed, scope
-        self._observe_rows = observe_rows or (lambda rows: self.observe)
+        self.observe_in = observe_in or (lambda block: self.observe)
         if values is not None:
             self.values = values
 
@@ -126,8 +127,9 @@ class Ensemble:
 
     @cached_property
     def _decoded_shape(self) -> torch.Size:
-        with self._scope(self.noise_seed):  # one series at one time tells it
-            return self._observe_rows(slice(0, 1)).signal(self.path[:, :1, :1]).shape[3:]
+        single = Block(slice(0, 1), slice(0, 1), self.noise_seed)  # a series at one time tells it
+        with self._scope(single.seed):
+            return self.observe_in(single).signal(single.of(self.path)).shape[3:]
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -156,7 +158,7 @@ class Ensemble:
         path = block.of(self.path)
         if of == "states":
             return self.units.to_users(path)
-        observe = self._observe_rows(block.rows)
+        observe = self.observe_in(block)
         with self._scope(block.seed):
             return observe.signal(path) if of == "signal" else observe(path, None).sample()
 
@@ -204,6 +206,29 @@ class Ensemble:
         steps = torch.arange(self.path.shape[2], device=self.path.device)
         is_asked = steps < self.trajectories.num_times.to(steps.device)[:, None]  # no padding
         return self.undetermined[is_asked].double().mean().item()
+
+    def seen_through(self, change: Callable[[Observe, Block], Observe]) -> Ensemble:
+        """The same paths, seen in another way: means, bands and scores follow.
+
+        Args:
+            change: From how the draws in a block are seen to how they are to be seen.
+        """
+        everything = Block(slice(None), slice(None), self.noise_seed)
+        return Ensemble(
+            trajectories=self.trajectories,
+            path=self.path,
+            observe=change(self.observe, everything),
+            failed=self.failed,
+            units=self.units,
+            train=self.train,
+            solver_error=lambda: self.solver_error,
+            draws=self.draws,
+            path_sd=self._path_sd,
+            pairs=self._pairs,
+            noise_seed=self.noise_seed,
+            observe_in=lambda block: change(self.observe_in(block), block),
+            scope=self._scope,
+        )
 
     # ---- summaries -------------------------------------------------------------------------------
     @cached_property
@@ -275,7 +300,7 @@ class Ensemble:
 
     def _parts(self, block: Block, pairs: PairedPaths) -> Tensor:
         """The parts of the variance in one block, (part, series, time, *event)."""
-        own, observe = pairs.of(block), self._observe_rows(block.rows)
+        own, observe = pairs.of(block), self.observe_in(block)
         with self._scope(block.seed):
             failed = self.failed[:, block.rows]
             return torch.stack(variance_parts(block.of(self.path), observe, failed, own).all)
@@ -307,7 +332,7 @@ class Ensemble:
     def log_prob_in(self, block: Block, test: Trajectories) -> Tensor:
         """`log_prob` of the series and times of one block."""
         values, mask = self._observed(test)
-        observe, path = self._observe_rows(block.rows), block.of(self.path)
+        observe, path = self.observe_in(block), block.of(self.path)
         with self._scope(block.seed):
             law = observe(path, block.at(mask))
             return law.base_dist.log_prob(block.at(values).to(path.dtype))  # type: ignore
@@ -368,20 +393,4 @@ class Ensemble:
 
     def _observed(self, test: Trajectories) -> tuple[Tensor, Tensor]:
         """Values and mask of data at the asked series and times."""
-        if test.values is None or test.mask is None:
-            raise DataError("scores need observed values; this is a question without values.")
-        asked = self.trajectories
-        if test.series != asked.series or test.grid.shape != asked.grid.shape:
-            raise ShapeError(
-                f"scores need data at the series and times of the ensemble ({asked!r}), not "
-                f"{test!r}; predict(train.at(test))."
-            )
-        if not torch.allclose(test.grid, asked.grid, rtol=1e-12, atol=0.0):
-            raise DataError("the data have other times than the ensemble: predict(train.at(test)).")
-        if test.event_shape != self.event_shape or test.names != self.train.names:
-            raise ShapeError(
-                f"scores need the components of the fit, {list(self.train.names)} of shape "
-                f"{tuple(self.event_shape)}, not {list(test.names)} of shape "
-                f"{tuple(test.event_shape)}."
-            )
-        return test.values, test.mask
+        return observed_at(test, self.trajectories, self.event_shape, self.train.names)

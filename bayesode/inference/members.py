@@ -12,7 +12,6 @@ from torch import Tensor
 from bayesode.errors import DataError
 from bayesode.inference.checks import has_random_paths
 from bayesode.inference.posterior import Posterior
-from bayesode.inference.variance_parts import PairedPaths
 
 
 def joined_draws(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
@@ -24,15 +23,6 @@ def joined_draws(parts: Sequence[dict[str, Tensor]], order: Tensor) -> dict[str,
         for site in parts[0]
         if _group(site) in shared
     }
-
-
-def joined_pairs(parts: Sequence[PairedPaths], order: Tensor) -> PairedPaths:
-    """Partners of the draws of all members, in the order of the joined draws."""
-    return PairedPaths(
-        redrawn=torch.cat([part.redrawn for part in parts])[order],
-        rewalked=torch.cat([part.rewalked for part in parts])[order],
-        failed=torch.cat([part.failed for part in parts])[order],
-    )
 
 
 def _groups(draws: dict[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -67,23 +57,54 @@ def check_members(members: Sequence[Posterior]) -> None:
     """Refuse posteriors that cannot be mixed.
 
     Raises:
-        DataError: If they differ in series, starts, units or likelihood.
+        DataError: If they differ in series, starts, components, the transform of their units, or
+            the kind of their likelihood.
     """
     first = members[0]
     for member in members[1:]:
-        is_same = member.train.series == first.train.series and torch.equal(
+        if _shared(member) != _shared(first) or not torch.equal(
             member.train.start, first.train.start
-        )
-        if not is_same or member.model.units.config != first.model.units.config:
-            raise DataError("the members of a mixture share series, starts and units of the model.")
+        ):
+            raise DataError(
+                "the members of a mixture share series, starts and units of the model: the labels "
+                "and components of their data, and the transform and names of the units. Members "
+                "that were fitted to other series are mixed after condition(new) of each, as a "
+                "Bag does."
+            )
         kinds = [type(one.model.likelihood).__name__ for one in (first, member)]
         if kinds[0] != kinds[1]:
             raise DataError(f"the members have different likelihoods, {kinds[0]} and {kinds[1]}.")
-        if any(True for _ in member.model.likelihood.parameters()):
-            raise DataError(
-                f"a {kinds[1]} with learned parameters (a decoder) is another one in every member: "
-                "such posteriors cannot be mixed; average their predictions yourself."
-            )
+
+
+def _shared(member: Posterior) -> tuple[Any, ...]:
+    data, units = member.train, member.model.units
+    return data.series, data.names, data.event_shape, units.transform, units.names
+
+
+def are_seen_alike(members: Sequence[Posterior]) -> bool:
+    """Whether one likelihood serves the draws of all: same units, nothing learned, same numbers."""
+    if any(has_learned_likelihood(member) for member in members):
+        return False
+    first, *others = (member.model for member in members)
+    own: Any = first.likelihood
+    return all(
+        other.units.config == first.units.config
+        and _is_equal(other.likelihood.state_dict(), own.state_dict())  # type: ignore[operator]
+        for other in others
+    )
+
+
+def has_learned_likelihood(member: Posterior) -> bool:
+    """Whether the likelihood has learned parameters, such as a decoder.
+
+    Then the latent states of a member are in coordinates of its own.
+    """
+    likelihood: Any = member.model.likelihood
+    return any(True for _ in likelihood.parameters())
+
+
+def _is_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def has_process_noise(member: Posterior) -> bool:

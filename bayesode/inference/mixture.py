@@ -13,13 +13,16 @@ from torch import Tensor
 
 from bayesode.errors import DataError
 from bayesode.inference import arviz, storage
+from bayesode.inference.blocks import Block
 from bayesode.inference.ensemble import Ensemble
 from bayesode.inference.hold_out import HoldOut, inflated
+from bayesode.inference.joined import joined, joined_observe, joined_pairs, joined_paths
 from bayesode.inference.members import (
+    are_seen_alike,
     check_members,
     described,
+    has_learned_likelihood,
     joined_draws,
-    joined_pairs,
     shares,
 )
 from bayesode.inference.posterior import Posterior
@@ -27,24 +30,29 @@ from bayesode.inference.predict import observe_some
 from bayesode.inference.randomness import seeded
 from bayesode.inference.variance_parts import PairedPaths
 from bayesode.inference.windows import check_after, check_inside, data_window, is_after
-from bayesode.models.contracts import unnest
+from bayesode.models.contracts import Observe, unnest
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
 
 
 class Mixture:
-    """A mixture of posteriors that were fitted to the same data in the same units.
+    """A mixture of posteriors of the same series, such as models of several widths.
+
+    Each draw is seen through the likelihood of its own member. Where that has learned parameters (a
+    decoder), a member's latent states are in coordinates of its own: what is seen, `signal` and
+    `values`, can be compared between draws, `states` and `path` cannot.
 
     Args:
-        members: Posteriors whose models have the same units and the same likelihood.
+        members: Posteriors with the same series, starts and components, whose models have the same
+            kind of likelihood and transform of the units.
         weights: Of the members, non-negative; equal by default.
         hold_out: What forecasts were worth on held-out times; its inflation acts on predictions
             after each series' last training time.
         settings: How it was made, plain values.
 
     Raises:
-        DataError: If there is no member, the members differ in what they must share, or the weights
-            are none.
+        DataError: If there is no member, the members differ in what they must share, the weights
+            are none, or forecasts of members with likelihoods of their own are to be inflated.
 
     Example:
         >>> import bayesode as bo
@@ -68,6 +76,13 @@ class Mixture:
         self.members, self.hold_out = tuple(members), hold_out
         self.weights = shares(weights, len(self.members))
         check_members(self.members)
+        self.is_seen_alike = are_seen_alike(self.members)
+        if self.inflation > 1 and not self.is_seen_alike:
+            raise DataError(
+                "hold-out inflates forecasts of members that share units and likelihood; these "
+                "have decoders or units of their own: HorizonNoise.of(leave_series_out(...)) fits "
+                "their noise."
+            )
         self.settings = {"engine": "mixture"} | dict(settings or {})
 
     def __repr__(self) -> str:
@@ -101,7 +116,7 @@ class Mixture:
 
     @property
     def model(self) -> DynamicalModel:
-        """The model of the best member, with the units and the likelihood of all."""
+        """The model of the best member, whose units are those of joined paths."""
         return self.best.model
 
     @property
@@ -229,16 +244,10 @@ class Mixture:
         return storage.write_run(Path(folder), self._write)
 
     def _write(self, folder: Path) -> None:
-        config = {
-            "format": storage.FORMAT,
-            "recipe": None,
-            "parts": {},
-            "dtype": str(self.train.values.dtype).removeprefix("torch."),  # type: ignore[union-attr]
-            "settings": self.settings,
-            "mixture": {
-                "weights": list(self.weights),
-                "hold_out": None if self.hold_out is None else self.hold_out.config,
-            },
+        config = storage.config_of_many(self.train, self.settings)
+        config["mixture"] = {
+            "weights": list(self.weights),
+            "hold_out": None if self.hold_out is None else self.hold_out.config,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         for row, member in enumerate(self.members):
@@ -257,31 +266,38 @@ class Mixture:
         return [(member, count) for member, count in pairs if count]
 
     def _combined(self, parts: list[Ensemble]) -> Ensemble:
-        first = parts[0]
+        first, units = parts[0], self.model.units
         order = torch.randperm(sum(len(part.path) for part in parts)).to(first.path.device)
-        path = torch.cat([part.path for part in parts])[order]
-        failed = torch.cat([part.failed for part in parts])[order]
+        own = [part.units for part in parts]
+        path = joined_paths([part.path for part in parts], own, units, order)
+        failed = joined([part.failed for part in parts], order)
         draws = joined_draws([part.draws for part in parts], order)
         sites = {s: v.unsqueeze(1) for s, v in draws.items() if s.startswith("likelihood.")}
-        likelihood: Any = self.model.likelihood
         if self.inflation > 1:
+            likelihood: Any = self.model.likelihood
             information = likelihood.fisher(path, unnest("likelihood", sites))
             wide = inflated(path, failed, information, self.inflation)
             is_ahead = is_after(self.train, first.trajectories).unsqueeze(-1)
             path = torch.where(is_ahead, wide, path)
+
+        def observe_in(block: Block) -> Observe:
+            if self.is_seen_alike:  # one likelihood sees all draws at once
+                return observe_some(self.model, sites, first.trajectories, block.rows)
+            return joined_observe(parts, units, order, block)
+
         return Ensemble(
             trajectories=first.trajectories,
             path=path,
-            observe=observe_some(self.model, sites, first.trajectories, slice(None)),
+            observe=observe_in(Block(slice(None), slice(None), 0)),
             failed=failed,
             draws=draws,
-            units=first.units,
+            units=units,
             train=self.train,
             solver_error=lambda: max(part.solver_error for part in parts),
-            path_sd=lambda: _sd(path, failed, parts),
+            path_sd=lambda: self._sd(path, failed, parts),
             pairs=lambda: self._paired(parts, order),
             noise_seed=int(torch.randint(2**31, ())),
-            observe_rows=lambda rows: observe_some(self.model, sites, first.trajectories, rows),
+            observe_in=observe_in,
         )
 
     def _paired(self, parts: Sequence[Ensemble], order: Tensor) -> PairedPaths:
@@ -292,12 +308,14 @@ class Mixture:
                 "and that has no place in a model: ask inside the data window, smooth(), or a "
                 "member, members[0].forecast(...)."
             )
-        return joined_pairs([part.paired() for part in parts], order)
+        pairs, units = [part.paired() for part in parts], [part.units for part in parts]
+        return joined_pairs(pairs, units, self.model.units, order)
 
-
-def _sd(path: Tensor, failed: Tensor, parts: Sequence[Ensemble]) -> Tensor:
-    """Sd of the joined paths; above 1, too, where most members say that data determine nothing."""
-    kept = torch.where(failed[:, :, None, None], torch.nan, path)
-    between = (kept - kept.nanmean(0)).square().nanmean(0).sqrt()
-    doubt = torch.stack([part.undetermined for part in parts]).double().mean(0)
-    return between.maximum(2 * doubt.to(between))
+    def _sd(self, path: Tensor, failed: Tensor, parts: Sequence[Ensemble]) -> Tensor:
+        """Sd of the joined paths; above 1, too, where most members say: nothing is determined."""
+        doubt = 2 * torch.stack([part.undetermined for part in parts]).double().mean(0).to(path)
+        if any(map(has_learned_likelihood, self.members)):  # no common coordinates
+            return doubt
+        kept = torch.where(failed[:, :, None, None], torch.nan, path)
+        between = (kept - kept.nanmean(0)).square().nanmean(0).sqrt()
+        return between.maximum(doubt)

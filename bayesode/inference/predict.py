@@ -77,7 +77,7 @@ def predict(
         path_sd=None if uncapped_sd is None else lambda: uncapped_sd(question),
         pairs=pairs,
         noise_seed=noise_seed,
-        observe_rows=lambda rows: observe_some(model, values, question, rows),
+        observe_in=lambda block: observe_some(model, values, question, block.rows),
         scope=scope,
     )
 

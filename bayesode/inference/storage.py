@@ -98,7 +98,7 @@ def _write(posterior: Any, folder: Path) -> None:
     else:
         parameters = {n: p.detach() for n, p in posterior.state.get("params", {}).items()}
         torch.save(parameters, folder / "store.pt")
-    _write_data(posterior.train, folder / "train.npz")
+    write_data(posterior.train, folder / "train.npz")
 
 
 def _plain(value: Any) -> Any:
@@ -126,7 +126,14 @@ def describe(model: Any) -> dict[str, Any]:
     return json.loads(json.dumps(told, default=lambda value: type(value).__name__))
 
 
-def _write_data(train: Trajectories, path: Path) -> None:
+def config_of_many(train: Trajectories, settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run whose models are those of its members."""
+    dtype = str(train.values.dtype).removeprefix("torch.")  # type: ignore[union-attr]
+    return {"format": FORMAT, "recipe": None, "parts": {}, "dtype": dtype, "settings": settings}
+
+
+def write_data(train: Trajectories, path: Path) -> None:
+    """Write the training data of a run; `read_data` reads it."""
     arrays: dict[str, Any] = {
         "times": train.times,
         "values": train.values,
