@@ -136,7 +136,7 @@ class LineEncoder(nn.Module):
         self.bias.copy_(offset + matrix @ self.shift.to(matrix))
 
     @torch.no_grad()
-    def set_standardised(self, matrix: Tensor) -> None:
-        """Encode by standardised features @ matrix', (dim, 2 features)."""
+    def set_standardised(self, matrix: Tensor, offset: Tensor) -> None:
+        """Encode by standardised features @ matrix' + offset, (dim, 2 features) and (dim,)."""
         self.weight.copy_(matrix)
-        self.bias.zero_()
+        self.bias.copy_(offset)

@@ -148,7 +148,9 @@ class PathStart:
         for part, matrix in zip(parts[:moving], maps, strict=False):
             part.set_affine(*line.affine(matrix))
         for part, matrix in zip(parts[moving:], maps[moving:], strict=True):
-            part.set_standardised(matrix[:, : part.weight.shape[-1]])
+            read, own = matrix.tensor_split([part.weight.shape[-1]], -1)
+            # a new series is like the typical one: the mean would follow those that are odd
+            part.set_standardised(read, own.median(-1).values)
         for site, value in problem.data.field.unpack(weights).items():
             guide.set_site(f"field.{site}", value)
         x0 = problem.start(vector).states[:, 0]
