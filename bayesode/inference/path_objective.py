@@ -37,8 +37,9 @@ def path_objective(
 
     - `gamma`, of ODE2VAE-KL, takes off gamma E sum over t > start of KL[q_t || q_enc(x_t)] at
       `path.encoder`, with q_enc the encoder's law of a series that begins at frame t; a time
-      counts where all frames that the encoder reads are visible. It is no part of a bound of this
-      model but a regulariser, which makes field and encoder agree.
+      counts where all frames that the encoder reads are visible (within the window, if a fit sees
+      one). It is no part of a bound of this model but a regulariser, which makes field and encoder
+      agree.
     - `beta` weighs the KL of the field's sites, the paper's weights W: `path.tempering` is
       (beta - 1) times it. This is tempering: below 1 it bounds no evidence. `kl_weight` of
       `fit_svi` weighs the gradient of all KL terms, these among them.
