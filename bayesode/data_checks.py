@@ -89,6 +89,13 @@ def check_positive(**numbers: Any) -> None:
             raise DataError(f"{name} must be a positive number, not {number!r}.")
 
 
+def check_from_zero(**numbers: Any) -> None:
+    """Refuse settings that are negative, infinite or no numbers."""
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or not 0 <= float(number) < math.inf:
+            raise DataError(f"{name} must be a number from 0 on, not {number!r}.")
+
+
 def check_size(**numbers: Any) -> None:
     """Refuse sizes that are no positive whole numbers."""
     for name, number in numbers.items():

@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bayesode.errors import ShapeError
@@ -235,3 +235,17 @@ class CensoredNormal(dist.TorchDistribution):
         square = square + first * density[0] - last * density[1]
         scale = self.base.scale
         return self.base.loc + scale * mean, scale.square() * (square - mean.square()).clamp_min(0)
+
+
+def divergence(posterior: Any, prior: Any, value: Tensor) -> tuple[Tensor, bool]:
+    """KL[posterior || prior] and True; without a closed form its estimate from a draw and False.
+
+    Args:
+        posterior: Law that the value was drawn from.
+        prior: Law over the same values.
+        value: The draw.
+    """
+    try:
+        return kl_divergence(posterior, prior), True
+    except NotImplementedError:
+        return posterior.log_prob(value) - prior.log_prob(value), False

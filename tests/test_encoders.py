@@ -365,3 +365,21 @@ def test_log_scales_of_a_stacked_encoder_are_those_of_its_parts():
 def test_fewer_frames_than_the_velocity_reads_is_one_clear_error():
     with pytest.raises(bo.DataError, match="reads the first 3 frames, the data have 2"):
         stacked()(video(num_times=2))
+
+
+def test_fewer_frames_than_are_read_are_refused_by_fits_validation_and_conditioning():
+    train, few = video(), video(num_times=2)
+    model = bo.DynamicalModel(
+        initial=bo.NormalInitial(3),
+        field=bo.LinearField(3),
+        likelihood=bo.GaussianLikelihood(decoder=bo.LinearDecoder(FRAME, 3)),
+        solver=bo.FixedGridSolver("rk4", step=0.5),
+    )
+    guide = bo.AmortizedGuide(model, bo.MLPEncoder(FRAME, 3, num_frames=3))
+    options = {"seed": 0, "num_steps": 1, "progress": False}
+    for part, validation in ((few, None), (train, few)):
+        with pytest.raises(bo.DataError, match="reads the first 3 frames, the data have 2"):
+            bo.fit_svi(model, guide, part, validation=validation, **options)
+    posterior = bo.fit_svi(model, guide, train, **options)
+    with pytest.raises(bo.DataError, match="reads the first 3 frames, the data have 2"):
+        posterior.condition(few)

@@ -297,6 +297,42 @@ def test_a_start_finds_velocities_and_forces_from_positions_alone():
     assert ((force - torch.tensor([-4.0, -0.2])).abs() < torch.tensor([0.03, 0.01])).all()
 
 
+def test_a_start_takes_velocities_that_are_observed_as_they_are():
+    _, path = spring_data()
+    times = torch.linspace(0.0, 4.0, 41)
+    train = bo.Trajectories(times, path + 0.01 * torch.randn(path.shape))
+    model = bo.DynamicalModel(
+        initial=bo.NormalInitial(2),
+        field=bo.SecondOrder(bo.BayesianMLP(2, [], 1, prior_scale=10.0)),
+        likelihood=bo.GaussianLikelihood(2),
+        solver=bo.FixedGridSolver("rk4", step=0.1),
+    )
+    start = find_start(model, train)
+    assert start.ratio < 1.3
+    assert ((start.values["x0"] - path[:, 0]).abs() < 0.02).all()
+    force = start.values["field.acceleration.weights"][:2]
+    assert ((force - torch.tensor([-4.0, -0.2])).abs() < torch.tensor([0.03, 0.01])).all()
+
+
+@pytest.mark.parametrize(
+    ("dim_state", "message"),
+    [(3, "cannot have 3 components"), (4, "6 components are observed or follow .* has 4")],
+)
+def test_a_state_that_the_observed_positions_do_not_fit_is_one_clear_error(dim_state, message):
+    train = bo.Trajectories(torch.arange(6.0), torch.rand(5, 6, 3))
+    model = bo.DynamicalModel(
+        initial=bo.NormalInitial(dim_state),
+        field=bo.SecondOrder(bo.BayesianMLP(4, [4], 2)),
+        likelihood=bo.GaussianLikelihood(3),
+        solver=bo.FixedGridSolver("rk4", step=0.5),
+    )
+    with pytest.raises(bo.ShapeError, match=message):
+        bo.fit_laplace(model, train, progress=False)
+    guide = bo.MeanFieldGuide(model, train)
+    with pytest.raises(bo.ShapeError, match=message):
+        bo.fit_svi(model, guide, train, seed=0, num_steps=1, progress=False)
+
+
 def test_hidden_components_that_the_field_does_not_find_are_one_clear_error():
     train, _ = spring_data()
     model = bo.DynamicalModel(

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from bayesode.distributions import divergence
 from bayesode.errors import DataError, ShapeError
 from bayesode.inference.guides import is_local
-from bayesode.inference.path_objective import TERM, guide_half
+from bayesode.inference.path_halves import field_sites
+from bayesode.inference.path_objective import guide_half
 from bayesode.models.contracts import Solution, resolve
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.trajectories import Trajectories
@@ -156,19 +157,24 @@ def elbo_terms(
     scale = trajectories.num_total / num_series
     kl, is_closed_form, kl_per_series = {}, {}, {}
     for site, prior in priors.items():
-        divergence, is_closed_form[site] = _kl(laws[site], resolve(prior, values), values[site])
+        prior = resolve(prior, values)
+        found, is_closed_form[site] = divergence(laws[site], prior, values[site])
         if is_local(site):  # a law that the series share counts once for each of them
-            each = divergence.expand(*divergence.shape[:-1], num_series)
+            each = found.expand(*found.shape[:-1], num_series)
             kl_per_series[site] = each.reshape(-1, num_series).mean(0)
-            divergence = scale * each.sum(-1)
-        kl[site] = divergence.mean()
+            found = scale * each.sum(-1)
+        kl[site] = found.mean()
     solution = model.solve(field, values, trajectories)
     law = observe(solution.path, trajectories.mask)
     by_series = _log_likelihood(law, trajectories, time_weights)
     if half is not None:
-        each = half.divergence(laws["x0"], values, trajectories, solution.path, time_weights)
-        kl[TERM], is_closed_form[TERM] = scale * each.sum(-1).mean(), False
-        kl_per_series[TERM] = each.reshape(-1, num_series).mean(0)
+        for term, each in half.divergences(
+            laws["x0"], values, trajectories, solution.path, time_weights
+        ).items():
+            kl[term], is_closed_form[term] = scale * each.sum(-1).mean(), False
+            kl_per_series[term] = each.reshape(-1, num_series).mean(0)
+        for term, found in half.tempering(kl).items():
+            kl[term], is_closed_form[term] = found, all(is_closed_form[s] for s in field_sites(kl))
     return ELBOTerms(
         scale * by_series.sum(-1).mean(),
         kl,
@@ -191,10 +197,3 @@ def _log_likelihood(law: Any, trajectories: Trajectories, weights: Tensor | None
     pointwise = law.base_dist.log_prob(trajectories.values)
     event = law.event_dim - 1  # beside the time
     return (weights.view(*weights.shape, *[1] * event) * pointwise).flatten(-1 - event).sum(-1)
-
-
-def _kl(posterior: Any, prior: Any, value: Tensor) -> tuple[Tensor, bool]:
-    try:
-        return kl_divergence(posterior, prior), True
-    except NotImplementedError:
-        return posterior.log_prob(value) - prior.log_prob(value), False

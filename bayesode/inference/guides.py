@@ -28,8 +28,10 @@ def is_local(site: str) -> bool:
 class GuideFactor(Protocol):
     """A term that an objective adds to a guide for each series, from its draws."""
 
-    def issue(self, x0_law: Any, values: Mapping[str, Tensor], trajectories: Trajectories) -> None:
-        """Issue it, inside the plate."""
+    def issue(
+        self, laws: Mapping[str, Any], values: Mapping[str, Tensor], trajectories: Trajectories
+    ) -> None:
+        """Issue it, inside the plate, given the law and the draw of every site."""
         ...
 
 
@@ -140,7 +142,8 @@ def draw_declared(
             if is_local(site):
                 values[site] = pyro.sample(site, resolve(law, values))
         if half is not None:
-            half.issue(resolve(laws["x0"], values), values, trajectories)
+            resolved = {site: resolve(law, values) for site, law in laws.items()}
+            half.issue(resolved, values, trajectories)
     return values
 
 

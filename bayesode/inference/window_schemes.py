@@ -167,7 +167,7 @@ def _partitions(
     row, first, last = torch.cat(places, -1)
     # scale num_total / num_series = (series of the data) / (series of the batch) / num_cuts
     num_total = batch.num_total * len(row) / (batch.num_series * num_cuts)
-    return Window(_cut(batch, row, first, last, labels)._set(num_total=num_total))
+    return Window(cut_windows(batch, row, first, last, labels)._set(num_total=num_total))
 
 
 def _places(batch: Trajectories, length: float, offset: Tensor) -> Tensor:
@@ -181,10 +181,18 @@ def _places(batch: Trajectories, length: float, offset: Tensor) -> Tensor:
     return torch.stack([names[0], first, last + 1])
 
 
-def _cut(
+def cut_windows(
     batch: Trajectories, row: Tensor, first: Tensor, last: Tensor, labels: tuple[str, ...]
 ) -> Trajectories:
-    """Times first <= k < last of rows, any row any number of times, as series of their own."""
+    """Times first <= k < last of rows, any row any number of times, as series of their own.
+
+    Args:
+        batch: Observed series.
+        row: Of the series of each window, shape (windows,).
+        first: Column of its first time, shape (windows,).
+        last: Column behind its last time, shape (windows,).
+        labels: Of the windows, no two alike.
+    """
     count = last - first
     steps = torch.arange(int(count.max()), device=row.device)
     column = (first.unsqueeze(-1) + steps).minimum(last.unsqueeze(-1) - 1)

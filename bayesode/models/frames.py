@@ -77,6 +77,12 @@ class LinearDecoder(Decoder):
 
         Raises:
             ShapeError: For other shapes.
+
+        Example:
+            >>> from bayesode.inference.latent_start import principal_components
+            >>> frames, decoder = torch.rand(5, 8, 3), LinearDecoder((3,), 2)
+            >>> found = principal_components(frames, torch.ones(5, 8, dtype=torch.bool), 2)
+            >>> decoder.set_linear(found.basis, found.mean, found.scale)
         """
         if basis.shape != self.weight.shape or mean.shape != self.bias.shape:
             raise ShapeError(

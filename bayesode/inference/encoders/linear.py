@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesode.data_checks import as_list, check_size
 from bayesode.inference.encoders.heads import FIRST_LOG_SCALE
-from bayesode.inference.encoders.seen import first_frames
+from bayesode.inference.encoders.seen import first_frames, most_frames
 from bayesode.trajectories import Trajectories
 
 
@@ -33,6 +33,8 @@ class LinearEncoder(nn.Module):
         >>> LinearEncoder((1, 8, 8), 4)(data).batch_shape
         torch.Size([3])
     """
+
+    num_frames = 1
 
     def __init__(self, event_shape: Sequence[int], dim: int) -> None:
         super().__init__()
@@ -93,6 +95,11 @@ class SumEncoder(nn.Module):
             name: {"type": type(part).__name__, **getattr(part, "config", {})}
             for name, part in self.named_children()
         }
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many first observations are read, None for all."""
+        return most_frames(self.children())
 
     @property
     def log_scale(self) -> nn.Parameter:

@@ -43,6 +43,7 @@ class GRUEncoder(nn.Module):
         torch.Size([3])
     """
 
+    num_frames = None  # whatever is visible
     time_unit: Tensor
 
     def __init__(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,3 +62,28 @@ def first_frames(trajectories: Trajectories, event_shape: torch.Size, num_frames
             "GRUEncoder(event_shape, dim), which reads whatever is visible."
         )
     return values[:, :num_frames]
+
+
+def most_frames(encoders: Iterable[Any]) -> int | None:
+    """How many first observations are read by the encoder that reads most, None for all.
+
+    Args:
+        encoders: With `num_frames`, None where an encoder reads whatever is visible.
+
+    Raises:
+        DataError: If an encoder does not tell.
+
+    Example:
+        >>> from bayesode.inference.encoders import LinearEncoder, MLPEncoder
+        >>> most_frames([LinearEncoder((5,), 2), MLPEncoder((5,), 2, num_frames=3)])
+        3
+    """
+    counts = []
+    for encoder in encoders:
+        if not hasattr(encoder, "num_frames"):
+            raise DataError(
+                f"{type(encoder).__name__} does not tell how many first frames it reads: give it "
+                "an attribute num_frames, None for an encoder of whatever is visible."
+            )
+        counts.append(encoder.num_frames)
+    return None if None in counts else max(counts)

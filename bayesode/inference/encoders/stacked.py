@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from bayesode.inference.encoders.seen import most_frames
 from bayesode.trajectories import Trajectories
 
 
@@ -51,6 +52,11 @@ class StackedEncoder(nn.Module):
             name: {"type": type(part).__name__, **getattr(part, "config", {})}
             for name, part in self.named_children()
         }
+
+    @property
+    def num_frames(self) -> int | None:
+        """How many first observations are read, None for all."""
+        return most_frames(self.children())
 
     def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
         """The law of x0, batch shape (series,); the event has the components of all parts."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesode.errors import FitError
+from bayesode.errors import FitError, ShapeError
 from bayesode.inference.warm_start.attempts import SMALLEST_NOISE, attempts, fit_many
 from bayesode.inference.warm_start.diffusion import DiffusionProblem
 from bayesode.inference.warm_start.fit_data import FitData
@@ -100,12 +100,11 @@ def prepare(model: DynamicalModel, train: Trajectories) -> tuple[FitData, Tensor
     check_smoothable(model)
     grid, smoothed = smooth_knots(model, train)
     data = FitData.of(model, train)
-    if hasattr(model.field, "hidden_components"):
+    is_partial = smoothed.path.shape[-1] < data.x0_mean.shape[-1]
+    if is_partial and hasattr(model.field, "hidden_components"):
         hidden = model.field.hidden_components(smoothed.derivative)
-        knots = data.measurement.knots
-        smoothed = with_rates(
-            smoothed, hidden, grid.gather(1, 2 * knots), data.measurement.mask, grid
-        )
+        seen = grid.gather(1, 2 * data.measurement.knots)
+        smoothed = with_rates(smoothed, hidden, seen, data.measurement.mask, grid)
     check_seen(data, train, smoothed.path.shape[-1])
     return data, grid, smoothed
 
@@ -152,8 +151,15 @@ def check_seen(data: FitData, train: Trajectories, num_known: int) -> None:
 
     Raises:
         FitError: Then.
+        ShapeError: If they are more than the state has.
     """
     num_hidden = data.x0_mean.shape[-1] - num_known
+    if num_hidden < 0:
+        raise ShapeError(
+            f"{num_known} components are observed or follow from these by the field, and the "
+            f"initial state has {num_known + num_hidden}: give x0, field and likelihood the sizes "
+            "of one state."
+        )
     if num_hidden > 0:
         raise FitError(
             f"{num_hidden} component(s) of the state are not observed, and the warm start begins "

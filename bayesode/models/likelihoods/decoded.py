@@ -18,6 +18,7 @@ from bayesode.models.modules import BayesianModule
 
 Decode = Callable[[Tensor], Tensor]
 NOISES = ("shared", "channel", "entry")
+SMALLEST_NOISE = 1e-3  # of the prior's median, seven of its sds below it
 
 
 class DecodedLikelihood(nn.Module):
@@ -96,6 +97,9 @@ class DecodedLikelihood(nn.Module):
 class DecodedGaussian(DecodedLikelihood):
     """What `GaussianLikelihood(decoder=...)` is: decoded means plus normal noise.
 
+    No scale acts as less than a thousandth of `prior_median`: a channel that never varies is
+    decoded without error, and its likelihood would grow without bound.
+
     Args:
         decoder: Of means; see `DecodedLikelihood`.
         noise: One latent scale for all entries ("shared"), one per "channel" (the first dimension
@@ -154,8 +158,8 @@ class DecodedGaussian(DecodedLikelihood):
 
     def entry_law(self, decoded: Tensor, values: Values) -> dist.TorchDistribution:
         """Normal around what was decoded."""
-        scale = values["noise_scale"].unsqueeze(-1 - len(self.event_shape))  # the time's place
-        return dist.Normal(decoded, scale)
+        scale = values["noise_scale"].clamp_min(SMALLEST_NOISE * self.prior_median)
+        return dist.Normal(decoded, scale.unsqueeze(-1 - len(self.event_shape)))  # the time's place
 
 
 def dim_of(decoder: nn.Module) -> int:
