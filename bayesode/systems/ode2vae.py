@@ -85,7 +85,7 @@ def ode2vae(
             a likelihood that takes frames for independent is too sure by so much, of the weights
             as of the encoder, and forecasts of new series get worse. It divides the likelihood of
             the start and multiplies the KL terms of the fit (`kl_weight`).
-        jitter: Of what the encoder reads, in sds, during the start.
+        jitter: Of initial states, in sds, during the start.
         time_unit: Unit of the dimensionless time, in that of the data; by default the time in which
             states move by two of their sds.
         scale: Of the values, which the decoder learns in units of it; by default their sd. For a

@@ -24,13 +24,11 @@ class Head:
         features: Shape (series, features).
         mean: Prior mean of the map, shape (components, features).
         sd: Prior sd of its entries, broadcastable to these.
-        jitter: By how much a unit of jitter moves each feature, shape (features,) or a scalar.
     """
 
     features: Tensor
     mean: Tensor
     sd: Tensor
-    jitter: Tensor
 
     def states(self, matrix: Tensor) -> Tensor:
         """The components, shape (series, components)."""
@@ -51,11 +49,13 @@ class AmortisedProblem:
         noise: Of the observations, unconstrained, see `Measurement`. Residuals of smooth paths hang
             together over many frames: noise above their size tempers the likelihood.
         heads: In the order of the components of the state.
+        offset: Added to what the heads give, shape (series, state) or a scalar.
     """
 
     data: FitData
     noise: Tensor
     heads: Sequence[Head]
+    offset: Tensor
 
     @cached_property
     def best(self) -> float:
@@ -83,7 +83,8 @@ class AmortisedProblem:
         """Weights and encoded first states (series, 1, state) of what is fitted."""
         weights, matrices = self.split(vector)
         pairs = zip(self.heads, matrices, strict=True)
-        return Point(weights, torch.cat([h.states(m) for h, m in pairs], -1).unsqueeze(1))
+        x0 = torch.cat([head.states(matrix) for head, matrix in pairs], -1) + self.offset
+        return Point(weights, x0.unsqueeze(1))
 
     def path(self, vector: Tensor) -> Tensor:
         """Paths of all series, shape (series, knot, state)."""
@@ -106,22 +107,30 @@ class AmortisedProblem:
     def information(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Newton matrix of the data and slope of their log likelihood.
 
-        A series knows field and encoder through the sensitivities of its path to weights and x0:
-        these are squared first, and the features that x0 is a map of come in once per series.
+        A series knows the encoder through the sensitivities of its path to x0: these are squared
+        first, and the features that x0 is a map of come in once per series.
         """
-        size = len(vector)
+        size, num_weights = len(vector), len(self.data.field.mean)
         hessian, slope = vector.new_zeros(size, size), vector.new_zeros(size)
-        for rows, gram, pull in self.local_information(vector):
-            expand = self._expansion(rows)
-            hessian += expand.matrix(gram)
-            slope += expand.vector(pull)
+        for rows, root, miss in self.portions(vector):
+            by_weights, by_x0 = root.split([num_weights, root.shape[-1] - num_weights], -1)
+            flat = by_weights.flatten(0, 1)
+            hessian[:num_weights, :num_weights] += flat.mT @ flat
+            slope[:num_weights] += flat.mT @ miss.flatten()
+            local = _Local(by_x0.mT @ by_weights, by_x0.mT @ by_x0, (by_x0.mT @ miss)[..., 0])
+            border, corner, right = local.by_maps([(h.mean, h.features[rows]) for h in self.heads])
+            hessian[num_weights:, :num_weights] += border
+            hessian[num_weights:, num_weights:] += corner
+            slope[num_weights:] += right
+        hessian[:num_weights, num_weights:] = hessian[num_weights:, :num_weights].mT
         return hessian, slope
 
-    def local_information(self, vector: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Gauss-Newton matrices (series, n, n) and slopes (series, n) by weights and x0.
+    def portions(self, vector: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Sensitivities of observed states to (weights, x0), and misses, in sds of the noise.
 
         Yields:
-            Some series at a time, since sensitivities of all may not fit into memory.
+            Some series at a time, since those of all may not fit into memory: their rows, shapes
+            (series, knots x components, weights + state) and (series, knots x components, 1).
         """
         start, num_knots = self.start(vector), self.data.gaps.shape[1] + 1
         num_weights, num_states = len(start.weights), start.states.shape[-1]
@@ -132,57 +141,47 @@ class AmortisedProblem:
             part = self.data.rows(rows)
             part = part.until(int((part.gaps > 0).sum(-1).max()))  # without padding of all
             path, *slopes = part.sensitivities(Point(start.weights, start.states[rows]))
-            both = torch.cat(slopes, -1)[:, :, :num_seen].flatten(1, 2)
+            both = torch.cat([slope[:, :, :num_seen] for slope in slopes], -1).flatten(1, 2)
             measured = (part.measurement.pull, part.measurement.information)
             pull, seen = (f(path, self.noise)[..., :num_seen].flatten(1) for f in measured)
-            root = both * seen.sqrt().unsqueeze(-1)
-            yield rows, root.mT @ root, (both.mT @ pull.unsqueeze(-1)).squeeze(-1)
-
-    def _expansion(self, rows: slice) -> _Expansion:
-        return _Expansion(
-            len(self.data.field.mean), [(len(h.mean), h.features[rows]) for h in self.heads]
-        )
+            root = seen.sqrt()
+            miss = torch.where(seen > 0, pull / root, 0.0)
+            yield rows, both * root.unsqueeze(-1), miss.unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Expansion:
-    """From derivatives by (weights, x0) of each series to those by (weights, matrices).
+class _Local:
+    """What each series says of its x0.
 
     Args:
-        num_weights: Of the field.
-        heads: Number of components and features (series, features) of each head.
+        cross: Between x0 and the weights, shape (series, state, weights).
+        own: Of x0, shape (series, state, state).
+        slope: Of the log likelihood, shape (series, state).
     """
 
-    num_weights: int
-    heads: list[tuple[int, Tensor]]
+    cross: Tensor
+    own: Tensor
+    slope: Tensor
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Places of each head among (weights, x0), and its features."""
-        first = self.num_weights
-        for size, features in self.heads:
-            yield slice(first, first + size), features
-            first += size
+    def by_maps(self, maps: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of maps from features to x0, summed over series, their entries row by row.
 
-    def vector(self, pull: Tensor) -> Tensor:
-        """Sum over series of a slope (series, n)."""
-        parts = [(pull[:, at].mT @ features).flatten() for at, features in self._blocks()]
-        return torch.cat([pull[:, : self.num_weights].sum(0), *parts])
+        Args:
+            maps: A map (components, features) and the features (series, features) for each block of
+                components of x0.
 
-    def matrix(self, gram: Tensor) -> Tensor:
-        """Sum over series of a matrix (series, n, n)."""
-        own, blocks = slice(self.num_weights), list(self._blocks())
-        rows = [torch.cat([gram[:, own, own].sum(0), *self._border(gram, own, blocks)], -1)]
-        for at, features in blocks:
-            left = torch.einsum("nwd,nf->dfw", gram[:, own, at], features).flatten(0, 1)
-            parts = [
-                torch.einsum("nde,nf,ng->dfeg", gram[:, at, to], features, others)
-                .flatten(2, 3)
-                .flatten(0, 1)
-                for to, others in blocks
-            ]
-            rows.append(torch.cat([left, *parts], -1))
-        return torch.cat(rows)
-
-    @staticmethod
-    def _border(gram: Tensor, own: slice, blocks: list[tuple[slice, Tensor]]) -> list[Tensor]:
-        return [torch.einsum("nwd,nf->wdf", gram[:, own, at], f).flatten(1) for at, f in blocks]
+        Returns:
+            Shapes (entries, weights), (entries, entries) and (entries,).
+        """
+        sizes = [len(matrix) for matrix, _ in maps]
+        features = [f for _, f in maps]
+        pairs = list(zip(self.cross.split(sizes, 1), features, strict=True))
+        border = [torch.einsum("ndw,nf->dfw", cross, f).flatten(0, 1) for cross, f in pairs]
+        rows = []
+        for row, left in zip(self.own.split(sizes, 1), features, strict=True):
+            blocks = zip(row.split(sizes, 2), features, strict=True)
+            parts = [torch.einsum("nde,nf,ng->dfeg", b, left, right) for b, right in blocks]
+            rows.append(torch.cat([part.flatten(2).flatten(0, 1) for part in parts], -1))
+        slopes = zip(self.slope.split(sizes, 1), features, strict=True)
+        right = [(slope.mT @ f).flatten() for slope, f in slopes]
+        return torch.cat(border), torch.cat(rows), torch.cat(right)

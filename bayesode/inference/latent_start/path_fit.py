@@ -18,7 +18,7 @@ from bayesode.smoothing import Smoothed, smooth, with_rates
 
 # Share of the windows that is fitted, and steps there: a long path through a field that is still
 # wrong has useless gradients.
-STAGES = ((0.1, 3), (0.2, 3), (0.33, 3), (0.5, 3), (0.67, 3), (0.83, 3), (1.0, 6))
+STAGES = ((0.13, 3), (0.27, 3), (0.5, 3), (0.75, 3), (1.0, 6))
 TOLERANCE = 1e-3
 MAX_MATCHED = 120  # times of a series at which gradients are matched
 SMALLEST_NOISE = 0.01  # of the leading component's sd
@@ -32,8 +32,8 @@ class PathFit:
         temper: Knots that count as one, by which the likelihood is tempered: residuals of smooth
             paths hang together over many frames, and counted as independent they let the encoder
             learn single series by heart.
-        jitter: Sd of what is added to the features that are jittered, drawn anew in each stage, so
-            that paths come back from states that are a little off.
+        jitter: Of initial states, in their sds, drawn anew in each stage, so that paths come back
+            from states that are a little off.
         progress: Show a bar on anything over two seconds.
     """
 
@@ -41,20 +41,23 @@ class PathFit:
     jitter: float = 0.2
     progress: bool = True
 
-    def run(self, data: FitData, heads: Sequence[Head], vector: Tensor) -> Tensor:
+    def run(
+        self, data: FitData, heads: Sequence[Head], vector: Tensor, sideways: Sideways
+    ) -> Tensor:
         """Numbers of the field and maps of the heads, from a first guess of them.
 
         Args:
             data: Windows, the measurement a normal one with one scale.
             heads: Maps to the initial states.
             vector: Where the fit begins, shape (numbers,).
+            sideways: Draws what initial states are jittered by.
         """
         damping, num_intervals = 1e-2, data.gaps.shape[1]
         bar = tqdm(STAGES, desc="start", delay=2, disable=not self.progress)
         for share, most in bar:
             part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
-            own = [self.jittered(head) for head in heads]
-            problem = AmortisedProblem(part, noise_of(part, own, vector, self.temper), own)
+            problem = AmortisedProblem(part, vector, heads, self.jitter * sideways.draw())
+            problem = replace(problem, noise=noise_of(problem, vector, self.temper))
             point = Point(vector, vector.new_zeros(0, 1, 1))
             found = levenberg_marquardt(
                 problem, point, max_iterations=most, tolerance=TOLERANCE, damping=damping
@@ -63,18 +66,36 @@ class PathFit:
             bar.set_postfix(horizon=f"{share:.0%}", cost=f"{found.cost:.4g}", refresh=False)
         return vector
 
-    def jittered(self, head: Head) -> Head:
-        """The head with features that are a little off."""
-        noise = torch.randn_like(head.features) * head.jitter * self.jitter
-        return replace(head, features=head.features + noise)
+
+@dataclass(frozen=True, eq=False)
+class Sideways:
+    """Noise of initial states across their motion.
+
+    Along it a state would only be early or late, which no field could mend.
+
+    Args:
+        sd: In which states are measured, shape (state,); 0 for those without noise.
+        motion: Rates of states, shape (series, state).
+    """
+
+    sd: Tensor
+    motion: Tensor
+
+    def draw(self) -> Tensor:
+        """Noise of one sd in each direction but that of the motion, shape (series, state)."""
+        is_free = self.sd > 0
+        noise = torch.where(is_free, torch.randn_like(self.motion), 0.0)
+        along = torch.where(is_free, self.motion / self.sd, 0.0)
+        along = torch.nn.functional.normalize(along, dim=-1)
+        return self.sd * (noise - (noise * along).sum(-1, keepdim=True) * along)
 
 
-def noise_of(data: FitData, heads: Sequence[Head], vector: Tensor, temper: float = 1.0) -> Tensor:
+def noise_of(problem: AmortisedProblem, vector: Tensor, temper: float = 1.0) -> Tensor:
     """The noise, unconstrained: the residuals' root mean square, times the root of `temper`."""
-    measurement = data.measurement
-    path = AmortisedProblem(data, measurement.sites.mean, heads).path(vector)
-    scale = measurement.residual_scale(path).square().mean().sqrt().clamp_min(SMALLEST_NOISE)
-    return measurement.noise_of((temper**0.5 * scale).expand(measurement.response.shape[-1]))
+    measurement = problem.data.measurement
+    scale = measurement.residual_scale(problem.path(vector)).square().mean().sqrt()
+    scale = temper**0.5 * scale.clamp_min(SMALLEST_NOISE)
+    return measurement.noise_of(scale.expand(measurement.response.shape[-1]))
 
 
 def smoothed_states(

@@ -14,7 +14,12 @@ from torch.nn.functional import pad
 from bayesode.errors import DataError
 from bayesode.inference.latent_start.amortised import AmortisedProblem, Head
 from bayesode.inference.latent_start.line_components import LineComponents
-from bayesode.inference.latent_start.path_fit import PathFit, noise_of, smoothed_states
+from bayesode.inference.latent_start.path_fit import (
+    PathFit,
+    Sideways,
+    noise_of,
+    smoothed_states,
+)
 from bayesode.inference.latent_start.principal_components import principal_components
 from bayesode.inference.latent_start.start import DECODER, set_noise
 from bayesode.inference.latent_start.visible import visible_values
@@ -29,7 +34,7 @@ from bayesode.units import Units
 
 MOVED = 2.0  # sds of the states in one unit of time
 SMALLEST_SD = 0.01  # of an initial state's prior
-MAP_SD = 0.1  # prior sd of the maps to positions and velocities, around those of the components
+MAP_SD = 0.1  # prior sd of the maps to positions and velocities, in sds of these
 
 
 @dataclass(frozen=True)
@@ -96,18 +101,20 @@ class PathStart:
             # every frame counts once, in however many windows and at however few knots
             share = (windows.components.mask[..., 0].sum() / is_seen.sum()).item()  # type: ignore
             fit = replace(self.fit, temper=self.fit.temper * share)
-            vector = fit.run(data, heads, torch.cat([weights, *first]))
-            problem = AmortisedProblem(data, noise_of(data, heads, vector), heads)
+            vector = torch.cat([weights, *first])
+            vector = fit.run(data, heads, vector, self._sideways(line, windows, size))
+            problem = AmortisedProblem(data, vector, heads, torch.zeros_like(data.x0_mean))
+            problem = replace(problem, noise=noise_of(problem, vector))
         self._set_maps(model, guide, train, line, problem, vector)
         self._set_scales(guide, problem, vector, windows)
 
     # ---- the maps to initial states --------------------------------------------------------------
     def _heads(self, guide: Any, line: LineComponents, windows: Windows) -> list[Head]:
         """Positions and velocities by components of the line, constants by all its entries."""
-        features, sd = line.features(windows.lines), torch.tensor(MAP_SD, dtype=torch.float64)
-        is_free = pad(torch.ones_like(line.sd), (0, 1))  # the last feature is 1
+        features = line.features(windows.lines)
         own = line.own()[: 1 + hasattr(guide.encoder, "velocity")]
-        heads = [Head(features, mean, sd, is_free) for mean in own]
+        # in sds of what is read: components of small variance stay as near to their own
+        heads = [Head(features, m, MAP_SD * m.sum(-1, keepdim=True)) for m in own]
         if self.constants:
             heads.append(self._constants(guide, windows))
         return heads
@@ -118,7 +125,14 @@ class PathStart:
         own = torch.nn.functional.one_hot(windows.row).double()
         parts = ((self.constants, read), (self.effects, own))
         sd = torch.cat([_rows(sds, features) for sds, features in parts], -1)
-        return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd, sd.new_zeros(()))
+        return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd)
+
+    def _sideways(self, line: LineComponents, windows: Windows, size: int) -> Sideways:
+        """Noise across the speed that is seen; constants have none."""
+        dim, num_moving = line.components.dim, size - len(self.constants)
+        speed = line.features(windows.lines) @ line.own()[1].mT
+        sd = pad(line.sd[:num_moving], (0, len(self.constants)))
+        return Sideways(sd, pad(speed, (0, size - dim)))
 
     def _first(self, heads: Sequence[Head]) -> list[Tensor]:
         """Where the maps begin."""
@@ -164,9 +178,9 @@ class PathStart:
         """Posterior scales from the Gauss-Newton diagonal of the tempered likelihood."""
         field = problem.data.field
         by_weights, by_x0 = torch.zeros_like(field.sd), []
-        for rows, gram, _ in problem.local_information(vector):
+        for rows, root, _ in problem.portions(vector):
             # every frame counts, and once: windows that begin later see the same ones again
-            diagonal = gram.diagonal(dim1=-2, dim2=-1)[windows.is_first[rows]]
+            diagonal = root[windows.is_first[rows]].square().sum(1)
             diagonal = diagonal * windows.stride / self.fit.temper
             by_weights = by_weights + diagonal[:, : len(field.sd)].sum(0)
             by_x0.append(diagonal[:, len(field.sd) :])
