@@ -63,7 +63,7 @@ FILES = ("npz", "mat")
 ORDER = ("cross-validation", "split", "split-19")
 ROOT = os.environ.get("BAYESODE_DATA", "../shared/data")
 OWN_NUMBERS = ("log_score_all_walks", "coverage_90_all_walks", "share_failed")
-OWN_NUMBERS += ("num_weights", "num_steps", "num_fits")
+OWN_NUMBERS += ("num_weights", "num_steps", "num_fits", "num_members")
 OWN_LISTS = ("coverage_by_horizon_all_walks",)
 ALL_NUMBERS = (*NUMBERS, *OWN_NUMBERS)
 
@@ -100,7 +100,7 @@ class Settings(NamedTuple):
 SETTINGS = Settings(
     {
         "ode2vae": System({"order": 2, "dim_latent": 6, "dim_style": 2, "hidden": (32,)}, {}),
-        "ode-vae": System({"order": 1, "dim_latent": 6, "dim_style": 2, "hidden": (45,)}, {}),
+        "ode-vae": System({"order": 1, "dim_latent": 6, "dim_style": 2, "hidden": (46,)}, {}),
     },
     {"single": single, "bag": partial(bag, num_members=8, fraction=0.75)},
 )
@@ -165,16 +165,21 @@ class Bench:
 
     def numbers(self, run: Run) -> dict[str, Any]:
         """What is measured of a system."""
-        data, seconds = self.data[run.file], []
+        data = self.data[run.file]
+        model, guide = self._model_and_guide(run, data.train, 0)
+        options = dict(self._system(run).fit)
+        if self.minutes is not None:
+            options["num_steps"] = self._steps(run, model, guide)
+        log = FitLog([], [])
         validation = data.validation if run.protocol == "split" else None
-        numbers = self._scores(run, timed(self.fit_of(run, validation), seconds))
-        num_steps = self.steps.get((run.system, run.file), self._system(run).fit.get("num_steps"))
-        return numbers | {
+        fit = self.fit_of(run, options | {"validation": validation})
+        return self._scores(run, log.noting(fit)) | {
             "walks": list(scored_walks(data, run.protocol).series),
-            "seconds": statistics.fmean(seconds),
-            "num_fits": len(seconds),
-            "num_steps": math.nan if num_steps is None else num_steps,
-            "num_weights": num_weights(self._model_and_guide(run, data.train, 0)[0]),
+            "seconds": statistics.fmean(log.seconds),
+            "num_fits": len(log.seconds),
+            "num_members": min(log.num_members),
+            "num_steps": options.get("num_steps", math.nan),
+            "num_weights": num_weights(model),
         }
 
     def _scores(self, run: Run, fit: Fit) -> dict[str, Any]:
@@ -188,22 +193,31 @@ class Bench:
             return self.known[key].numbers
         return split_all(fit, data, seed, self.known[key].noise)
 
-    def fit_of(self, run: Run, validation: bo.Trajectories | None) -> Fit:
-        """How a run fits walks: by its method, each fit by the recipe of its system."""
+    def fit_of(self, run: Run, options: dict[str, Any]) -> Fit:
+        """How a run fits walks: by its method, each fit by the recipe of its system.
 
-        def fit(walks: bo.Trajectories, seed: int) -> Any:
-            model, guide = self._model_and_guide(run, walks, seed)
-            options = dict(self._system(run).fit)
-            if self.minutes is not None:
-                options["num_steps"] = self._steps(run, model, guide, walks)
-            posterior = bo.fit_svi(
-                model, guide, walks, seed=seed, validation=validation, progress=False, **options
-            )
-            if posterior.history.is_interrupted:
-                raise KeyboardInterrupt  # a fit cut short must not stand for a whole one
+        Ctrl-C ends the run: what is cut short, a fit or a bag, must not stand for a whole one.
+        """
+        stopped: list[bool] = []
+
+        def one(walks: bo.Trajectories, seed: int) -> Any:
+            try:
+                model, guide = self._model_and_guide(run, walks, seed)
+                posterior = bo.fit_svi(model, guide, walks, seed=seed, progress=False, **options)
+                if posterior.history.is_interrupted:
+                    raise KeyboardInterrupt
+                return posterior
+            except KeyboardInterrupt:
+                stopped.append(True)  # a bag keeps the members that it has
+                raise
+
+        def whole(walks: bo.Trajectories, seed: int) -> Any:
+            posterior = self.settings.methods[run.method](one, walks, seed)
+            if stopped:
+                raise KeyboardInterrupt
             return posterior
 
-        return partial(self.settings.methods[run.method], fit)
+        return whole
 
     def _system(self, run: Run) -> System:
         return self.settings.systems[run.system]
@@ -213,24 +227,32 @@ class Bench:
             torch.manual_seed(seed)
             return bo.ode2vae(walks, verbose=False, **self._system(run).arguments)
 
-    def _steps(self, run: Run, model: Any, guide: Any, walks: bo.Trajectories) -> int:
+    def _steps(self, run: Run, model: Any, guide: Any) -> int:
         key = (run.system, run.file)
         if key not in self.steps:
             assert self.minutes is not None
-            self.steps[key] = steps_in(60 * self.minutes, model, guide, walks)
+            train = self.data[run.file].train
+            self.steps[key] = steps_in(60 * self.minutes, model, guide, train)
         return self.steps[key]
 
 
-def timed(fit: Fit, seconds: list[float]) -> Fit:
-    """The same fit, which notes how long it took."""
+class FitLog(NamedTuple):
+    """Of each fit its seconds, and how many members it has: fits that fail are left out of bags."""
 
-    def one(walks: bo.Trajectories, seed: int) -> Any:
-        begin = time.perf_counter()
-        posterior = fit(walks, seed)
-        seconds.append(time.perf_counter() - begin)
-        return posterior
+    seconds: list[float]
+    num_members: list[int]
 
-    return one
+    def noting(self, fit: Fit) -> Fit:
+        """The same fit, which is noted."""
+
+        def noted(walks: bo.Trajectories, seed: int) -> Any:
+            begin = time.perf_counter()
+            posterior = fit(walks, seed)
+            self.seconds.append(time.perf_counter() - begin)
+            self.num_members.append(len(getattr(posterior, "members", (posterior,))))
+            return posterior
+
+        return noted
 
 
 def num_weights(model: Any) -> int:

@@ -5,13 +5,14 @@ walks and predicts all of their frames. No walk's residuals make its own bands.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import bayesode as bo
-from bayesode.datasets.motion_capture import given_frames
+from bayesode.datasets.motion_capture import NUM_GIVEN, given_frames
 from benchmarks.motion_capture_protocol import (
     NUM_DRAWS,
     SquaredErrors,
@@ -33,10 +34,10 @@ LEVEL = 0.9
 
 # ---- what is predicted ---------------------------------------------------------------------------
 class Held(NamedTuple):
-    """Walks that a fit has not seen, and what it predicted of them.
+    """Walks that a fit has not seen, and what it predicted of them; `bo.HeldOut` with errors.
 
     Args:
-        truth: The walks.
+        truth: The walks, given frames masked: they are no residuals.
         ensemble: NUM_BAND_DRAWS draws, for bands.
         errors: Of NUM_DRAWS other draws.
     """
@@ -56,10 +57,13 @@ class Bands(NamedTuple):
 
 def predicted(posterior: Any, walks: bo.Trajectories, seed: int) -> Held:
     """What a posterior says of walks; it is shown their given frames and asked for their times."""
-    new, asked = posterior.condition(given_frames(walks)), walks.at(walks.times)
+    new = posterior.condition(given_frames(walks), seed=seed)
+    asked = walks.at(walks.times)  # without values
     draws = new.predict(asked, num_draws=NUM_DRAWS, seed=seed).signal
     ensemble = new.predict(asked, num_draws=NUM_BAND_DRAWS, seed=seed)
-    return Held(walks, ensemble, squared_errors(draws, walks))
+    mask = walks.mask.clone()
+    mask[:, :NUM_GIVEN] = False
+    return Held(replace(walks, mask=mask), ensemble, squared_errors(draws, walks))
 
 
 def held_out(fit: Fit, walks: bo.Trajectories, seed: int, num_folds: int) -> list[Held]:

@@ -30,7 +30,7 @@ SETTINGS = bench.SMOKE._replace(
 @pytest.fixture
 def data():
     """Eight training, two validation, two test walks."""
-    return simulated_walks(num_frames=100)
+    return simulated_walks(num_frames=40)
 
 
 def score_of(label):
@@ -86,9 +86,15 @@ class StandIns:
         return self.posterior(train.values.mean((0, 1)))
 
     def fit_bag(self, fit, train, *, num_members, fraction, seed, progress):
-        for k in range(num_members):
-            fit(train.rows(torch.arange(train.num_series) != k), seed + k)
-        return self.posterior(train.values.mean((0, 1)))
+        members = []
+        try:
+            for k in range(num_members):
+                members.append(fit(train.rows(torch.arange(train.num_series) != k), seed + k))
+        except KeyboardInterrupt:
+            pass  # keeps what it has
+        bag = self.posterior(train.values.mean((0, 1)))
+        bag.members = members
+        return bag
 
     def posterior(self, pose):
         history = SimpleNamespace(is_interrupted=self.is_interrupted)
@@ -96,7 +102,7 @@ class StandIns:
         def predict(asked, *, num_draws, seed):
             return StandInEnsemble(asked, pose, num_draws)
 
-        def condition(new):
+        def condition(new, *, seed):
             self.conditions.append(new)
             return SimpleNamespace(predict=predict)
 
@@ -104,6 +110,8 @@ class StandIns:
 
     def noise(self, held):
         learned_from = [label for h in held for label in h.truth.series]
+        for h in held:
+            assert not h.truth.mask[:, :3].any() and h.truth.mask[:, 3:].all()
 
         def applied(ensemble):
             self.noises.append((learned_from, ensemble.asked.series))
@@ -139,7 +147,7 @@ def test_errors_are_those_of_the_known_prediction(data, stand_ins, name, method)
         assert own[key] == pytest.approx(expected.tolist(), rel=1e-5, nan_ok=True), key
     assert (own["num_weights"], own["share_failed"]) == (WEIGHTS, pytest.approx(0.25))
     assert own["num_fits"] == {"cross-validation": 5, "split": 6, "split-19": 6}[name]
-    assert own["seconds"] >= 0
+    assert own["seconds"] >= 0 and own["num_members"] == (2 if method == "bag" else 1)
 
 
 def test_bands_of_cross_validation_stand_by_walk(data, stand_ins):
@@ -252,10 +260,11 @@ def test_records_are_resumed_and_a_failure_is_told(tmp_path, stand_ins, monkeypa
     assert "failed: split, simulated, ode-vae, single, 1: ValueError" in capsys.readouterr().out
 
 
-def test_a_fit_that_was_cut_short_makes_no_record(stand_ins, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("method", ["single", "bag"])
+def test_a_fit_that_was_cut_short_makes_no_record(stand_ins, tmp_path, monkeypatch, capsys, method):
     path, stand_ins.is_interrupted = tmp_path / "records.json", True
     monkeypatch.setattr(bench, "SMOKE", SETTINGS)
-    bench.main(["--smoke", "--json", str(path)])
+    bench.main(["--smoke", "--json", str(path), "--method", method])
     assert {record["system"] for record in json.loads(path.read_text())} == {"baseline"}
     assert "stopped by the user" in capsys.readouterr().out and len(stand_ins.fits) == 1
 
