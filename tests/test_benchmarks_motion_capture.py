@@ -14,10 +14,11 @@ import torch
 import bayesode as bo
 from bayesode.errors import DataError
 from benchmarks import motion_capture as bench
+from benchmarks import motion_capture_fits
 from benchmarks import motion_capture_protocol as protocol
 from benchmarks import motion_capture_tables as tables
-from benchmarks.motion_capture import Bench, Run, System
 from benchmarks.motion_capture_baselines import LISTS, baseline_record
+from benchmarks.motion_capture_fits import OWN_LISTS, Bench, Run, System
 from benchmarks.motion_capture_simulated import simulated_walks
 from benchmarks.records import read
 
@@ -151,7 +152,7 @@ def test_errors_are_those_of_the_known_prediction(data, stand_ins, name, method)
 
 
 def test_bands_of_cross_validation_stand_by_walk(data, stand_ins):
-    record = record_of(Bench({"npz": data}, SETTINGS), "cross-validation")
+    record = record_of(Bench({"npz": data}, SETTINGS._replace(num_folds=5)), "cross-validation")
     assert record["log_score"] == pytest.approx(4.5)  # of train 1 to 8
     assert record["log_score_all_walks"] == pytest.approx((36 + 101 + 102) / 10)
     assert record["coverage_90"] == record["coverage_90_all_walks"] == 0.5
@@ -225,7 +226,9 @@ def test_fits_of_cross_validation_are_used_again_by_their_own_run_alone(data, st
 
 def test_minutes_become_one_number_of_steps_for_all_fits_of_a_system(data, stand_ins, monkeypatch):
     timed = []
-    monkeypatch.setattr(bench, "steps_in", lambda s, model, *rest: timed.append((s, model)) or 17)
+    monkeypatch.setattr(
+        motion_capture_fits, "steps_in", lambda s, model, *rest: timed.append((s, model)) or 17
+    )
     runner = Bench({"npz": data}, SETTINGS, minutes=0.5)
     records = [record_of(runner, name, method="bag") for name in bench.ORDER]
     assert [seconds for seconds, _ in timed] == [30.0]
@@ -275,10 +278,22 @@ def test_missing_files_end_it_before_any_run(tmp_path, stand_ins):
     assert not stand_ins.fits
 
 
+def test_runs_are_those_of_a_system_with_cross_validation_first():
+    options = bench.parse(["--seeds", "1-2", "--protocol", "split,cross-validation"])
+    runs = [r for r in bench.runs(options, bench.SMOKE, ["npz"]) if r.seed is not None]
+    assert runs[0] == Run("ode2vae", "single", "npz", "cross-validation", 1)
+    assert [r.protocol for r in runs] == ["cross-validation"] * 6 + ["split"] * 6
+    assert {(r.system, r.method) for r in runs} == {
+        ("ode2vae", "single"),
+        ("ode2vae", "bag"),
+        ("ode-vae", "single"),
+    }
+
+
 # ---- tables --------------------------------------------------------------------------------------
 def shown(system, method, name, seed=1, file="npz", **numbers):
     empty = dict.fromkeys(bench.ALL_NUMBERS, math.nan)
-    empty |= dict.fromkeys((*LISTS, *bench.OWN_LISTS))
+    empty |= dict.fromkeys((*LISTS, *OWN_LISTS))
     run = Run(system, method, file, name, seed)
     return empty | run._asdict() | {"error": None} | numbers
 
