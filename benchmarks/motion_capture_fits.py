@@ -25,7 +25,7 @@ from benchmarks.motion_capture_scores import (
     split_all,
 )
 from benchmarks.records import Record, reason
-from benchmarks.rotating_mnist import steps_in
+from benchmarks.rotating_mnist import seconds_of_steps
 
 OWN_NUMBERS = ("log_score_all_walks", "coverage_90_all_walks", "share_failed")
 OWN_NUMBERS += ("num_weights", "num_steps", "num_fits", "num_members")
@@ -186,7 +186,8 @@ class Bench:
         if key not in self.steps:
             assert self.minutes is not None
             train = self.data[run.file].train
-            self.steps[key] = steps_in(60 * self.minutes, model, guide, train)
+            start, each = seconds_of_steps(model, guide, train)
+            self.steps[key] = max(1, int((60 * self.minutes - start) / each))
         return self.steps[key]
 
 

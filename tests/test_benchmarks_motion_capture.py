@@ -226,16 +226,20 @@ def test_fits_of_cross_validation_are_used_again_by_their_own_run_alone(data, st
 
 def test_minutes_become_one_number_of_steps_for_all_fits_of_a_system(data, stand_ins, monkeypatch):
     timed = []
-    monkeypatch.setattr(
-        motion_capture_fits, "steps_in", lambda s, model, *rest: timed.append((s, model)) or 17
-    )
+
+    def seconds_of_steps(model, guide, train):
+        assert train is data.train
+        timed.append(model.order)
+        return 13.0, 1.0
+
+    monkeypatch.setattr(motion_capture_fits, "seconds_of_steps", seconds_of_steps)
     runner = Bench({"npz": data}, SETTINGS, minutes=0.5)
     records = [record_of(runner, name, method="bag") for name in bench.ORDER]
-    assert [seconds for seconds, _ in timed] == [30.0]
+    assert timed == [2]
     assert all(fit.options == {"num_steps": 17} for fit in stand_ins.fits)
     assert {record["num_steps"] for record in records} == {17}
     record_of(runner, "split", "ode-vae")
-    assert [model.order for _, model in timed] == [2, 1]
+    assert timed == [2, 1]
 
 
 def test_records_are_resumed_and_a_failure_is_told(tmp_path, stand_ins, monkeypatch, capsys):
