@@ -31,7 +31,14 @@ OVER_WALKS = ("mse_standard_error", "mse_mean_standard_error")
 ALL_WALKS = tuple(f"{name}_all_walks" for name in ("mse", "mse_mean", *OVER_WALKS))
 NUMBERS = (*INTERVAL, *OVER_WALKS, *ALL_WALKS, "mse_validation", "log_score", "coverage_90")
 NUMBERS += ("seconds",)
-LISTS = ("mse_by_walk", "mse_by_horizon", "mse_mean_by_horizon", "coverage_by_horizon")
+LISTS = (
+    "walks",
+    "mse_by_walk",
+    "mse_mean_by_walk",
+    "mse_by_horizon",
+    "mse_mean_by_horizon",
+    "coverage_by_horizon",
+)
 SHORTEST_CYCLE, LONGEST_CYCLE = 90, 200  # frames: 0.75 to 1.7 s for a step of each foot
 
 
@@ -79,15 +86,15 @@ def nearest_walk(train: bo.Trajectories, walks: bo.Trajectories) -> Tensor:
 def aligned_walks(train: bo.Trajectories, walks: bo.Trajectories, *, num: int) -> Tensor:
     """Mean of the `num` nearest training walks, each from its frame that fits the given ones best.
 
-    Any frame of a training walk may be the first. Where the training walk ends it goes on one
-    cycle earlier, again and again.
+    All if there are fewer. Any frame of a training walk may be the first. Where the training walk
+    ends it goes on one cycle earlier, again and again.
     """
     length = train.values.shape[1]
     windows = train.values.unfold(1, NUM_GIVEN, 1).transpose(2, 3)  # (train, shift, given, channel)
     given = walks.values[:, :NUM_GIVEN].flatten(1)
     distance = torch.cdist(given, windows.flatten(0, 1).flatten(1))
     nearest, shift = distance.unflatten(1, windows.shape[:2]).min(2)  # (walk, train)
-    row = nearest.topk(num, largest=False).indices
+    row = nearest.topk(min(num, len(nearest.T)), largest=False).indices
     frame = shift.gather(1, row)[..., None] + torch.arange(walks.values.shape[1])
     period = torch.tensor([cycle(walk) for walk in train.values])[row][..., None]
     beyond = length - period + (frame - length) % period
@@ -142,7 +149,7 @@ def baseline_records(data: bo.datasets.MotionCapture, file: str, protocol: str) 
         file: "npz" or "mat".
         protocol: One of PROTOCOLS.
     """
-    return [_record(name, data, file, protocol) for name in BASELINES]
+    return [baseline_record(name, data, file, protocol) for name in BASELINES]
 
 
 def published_records() -> list[Record]:
@@ -161,15 +168,22 @@ def blank(system: str, method: str, file: str, protocol: str, seed: int | None) 
     return names | dict.fromkeys(NUMBERS, math.nan) | dict.fromkeys(LISTS) | {"error": None}
 
 
-def _record(name: str, data: bo.datasets.MotionCapture, file: str, protocol: str) -> Record:
+def baseline_record(name: str, data: bo.datasets.MotionCapture, file: str, protocol: str) -> Record:
+    """The record of one of BASELINES; what it raises is its `error`."""
     record, begin = blank("baseline", name, file, protocol, None), time.perf_counter()
     record["reads_future"] = BASELINES[name].reads_future
     try:
         record |= PROTOCOLS[protocol](BASELINES[name], data)
+        record["walks"] = list(scored_walks(data, protocol).series)
         record["seconds"] = time.perf_counter() - begin
     except Exception as failure:  # whatever it is, the other methods go on
         record["error"] = reason(failure)
     return record
+
+
+def scored_walks(data: bo.datasets.MotionCapture, protocol: str) -> bo.Trajectories:
+    """Those that a record is about, in the order of its lists by walk."""
+    return development(data) if protocol == "cross-validation" else data.test
 
 
 def _errors(baseline: Baseline, train: bo.Trajectories, walks: bo.Trajectories) -> SquaredErrors:

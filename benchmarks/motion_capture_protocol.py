@@ -69,6 +69,7 @@ def scores(errors: SquaredErrors) -> dict[str, Any]:
         "mse_standard_error": standard_error(of_draws.mean(1)),
         "mse_mean_standard_error": standard_error(errors.of_mean.mean(1)),
         "mse_by_walk": of_draws.mean(1).tolist(),
+        "mse_mean_by_walk": errors.of_mean.mean(1).tolist(),
         "mse_by_horizon": by_third(of_draws.mean(0)),
         "mse_mean_by_horizon": by_third(errors.of_mean.mean(0)),
     }
@@ -136,17 +137,23 @@ def development(data: bo.datasets.MotionCapture) -> bo.Trajectories:
 def folds(
     data: bo.datasets.MotionCapture, num_folds: int = NUM_FOLDS, seed: int = 0
 ) -> Iterator[tuple[bo.Trajectories, bo.Trajectories]]:
-    """Leave-walk-out splits of training and validation walks: each walk is held out once.
+    """`parted` of training and validation walks; test walks are not touched."""
+    return parted(development(data), num_folds, seed)
+
+
+def parted(
+    walks: bo.Trajectories, num_folds: int = NUM_FOLDS, seed: int = 0
+) -> Iterator[tuple[bo.Trajectories, bo.Trajectories]]:
+    """Leave-walk-out splits: each walk is held out once.
 
     Args:
-        data: Its test walks are not touched.
+        walks: All of them.
         num_folds: How many.
         seed: Of the order of the walks; 0 for every method, so that scores are paired by walk.
 
     Yields:
         What is fitted, and what is held out.
     """
-    walks = development(data)
     order = np.random.RandomState(seed).permutation(walks.num_series)
     for k in range(num_folds):
         is_out = torch.zeros(walks.num_series, dtype=torch.bool)
@@ -186,7 +193,7 @@ def cross_validation_scores(
     errors = joined(parts, development(data))
     everything = scores(errors)
     return scores(errors.rows(slice(data.train.num_series))) | {
-        "mse_by_walk": everything["mse_by_walk"],
+        **{name: everything[name] for name in ("mse_by_walk", "mse_mean_by_walk")},
         **{
             f"{name}_all_walks": everything[name]
             for name in ("mse", "mse_mean", "mse_standard_error", "mse_mean_standard_error")

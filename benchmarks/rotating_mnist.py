@@ -147,14 +147,19 @@ def fitted(
 
 def steps_in(seconds: float, model: Any, guide: Any, train: bo.Trajectories) -> int:
     """How many steps fit into a time, by timing a few; the start is a part of it."""
+    start, each = seconds_of_steps(model, guide, train)
+    return max(1, int((seconds - 2 * start) / each) - TIMED_STEPS)
+
+
+def seconds_of_steps(model: Any, guide: Any, train: bo.Trajectories) -> tuple[float, float]:
+    """Seconds of the start of a fit, and of each of its steps after that."""
     marks = [time.perf_counter()]
 
     def note(step: int, history: Any) -> None:
         marks.append(time.perf_counter())
 
     bo.fit_svi(model, guide, train, seed=0, num_steps=TIMED_STEPS, callback=note, progress=False)
-    start, each = marks[1] - marks[0], (marks[-1] - marks[1]) / (TIMED_STEPS - 1)
-    return max(1, int((seconds - 2 * start) / each) - TIMED_STEPS)
+    return marks[1] - marks[0], (marks[-1] - marks[1]) / (TIMED_STEPS - 1)
 
 
 def records_of(run: Run, methods: dict[str, Method], options: Any) -> list[Record]:
