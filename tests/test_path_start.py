@@ -14,7 +14,7 @@ from bayesode.inference.encoders.line import lines
 from bayesode.inference.latent_start import PathFit, PathStart, principal_components, time_unit_of
 from bayesode.inference.latent_start.amortised import AmortisedProblem
 from bayesode.inference.latent_start.line_components import LineComponents
-from bayesode.inference.latent_start.path_fit import noise_of, smoothed_states
+from bayesode.inference.latent_start.path_fit import Sideways, noise_of, smoothed_states
 from bayesode.inference.latent_start.path_start import _of_components
 from bayesode.inference.latent_start.windows import Windows
 from bayesode.inference.warm_start.fit_data import FitData
@@ -265,6 +265,20 @@ def test_velocities_of_smoothed_states_are_their_rates_and_constants_stand_still
     close(found.path[:, inner, 2:4], exact[:, inner, :2], atol=0.03, rtol=0)
     close(found.derivative[:, inner, :4], exact[:, inner], atol=0.3, rtol=0)
     assert (found.path[..., 4] == 0).all() and (found.derivative[..., 4] == 0).all()
+
+
+def test_jitter_goes_across_the_motion_and_leaves_constants_alone():
+    torch.manual_seed(0)
+    sd = torch.tensor([1.0, 0.5, 2.0, 0.0]).double()
+    motion = torch.randn(4000, 4).double()
+    noise = Sideways(sd, motion).draw()
+    along = ((noise / sd) * (motion / sd))[:, :3].sum(-1)
+    close(along, torch.zeros_like(along), atol=1e-12, rtol=0)
+    assert (noise[:, 3] == 0).all()
+    squares = (noise / sd)[:, :3].square().sum(-1)  # chi-square with 2 degrees of freedom
+    assert (squares.mean() - 2).abs() < 5 * 2 / 4000**0.5
+    still = Sideways(sd, torch.zeros_like(motion)).draw()
+    assert (still[:, :3].std(0) / sd[:3] - 1).abs().max() < 5 / 8000**0.5
 
 
 # ---- the unit of time, what is set ---------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayesode.data_checks import as_list, check_positive, check_size
+from bayesode.data_checks import as_list, check_from_zero, check_positive, check_size
 from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
 from bayesode.inference.encoders import LineEncoder, StackedEncoder, SumEncoder
@@ -34,7 +34,7 @@ STEP = 0.2  # of RK4, in units of time in which states move by two of their sds
 PRIOR_SCALE = 3.0  # as of fields in data space
 STYLE_SD, STYLE_EFFECT = 0.01, 0.3  # of a read-out from standardised features, of series
 PACE_EFFECT = 0.05
-PACE_SD = 0.003  # three frames hardly tell the speed of a walk: 1 % from 10 of 100 features
+PACE_SD = 1e-4  # a few frames do not tell how fast a walk is
 CLIP = 5.0  # sds of a feature that styles and paces are read from
 NUM_STEPS, LEARNING_RATE, NETWORK_RATE = 100, 0.02, 1e-4  # the start is close: a short way
 FEWEST_FRAMES = 40  # of a series, from which neighbours say nearly the same
@@ -46,13 +46,13 @@ def ode2vae(
     *,
     order: int = 2,
     dim_latent: int = 6,
-    hidden: Sequence[int] = (32,),
+    hidden: Sequence[int] = (24,),
     dim_style: int = 2,
     num_frames: int = 3,
     likelihood: str = "gaussian",
     network: str = "none",
     decoder: str = "deterministic",
-    temper: float = 25.0,
+    temper: float = 12.0,
     jitter: float = 0.2,
     time_unit: float | None = None,
     scale: float | None = None,
@@ -182,6 +182,7 @@ def _check(train: Trajectories, arguments: dict[str, Any], found: dict[str, floa
     if arguments["dim_style"] != 0:
         check_size(dim_style=arguments["dim_style"])
     check_positive(temper=arguments["temper"])
+    check_from_zero(jitter=arguments["jitter"])
     check_positive(**{name: value for name, value in found.items() if value is not None})
     if arguments["num_frames"] < 2:
         raise DataError("velocities need two frames at least: num_frames=2 or more.")

@@ -18,7 +18,7 @@ from bayesode.smoothing import Smoothed, smooth, with_rates
 
 # Share of the windows that is fitted, and steps there: a long path through a field that is still
 # wrong has useless gradients.
-STAGES = ((0.13, 3), (0.27, 3), (0.5, 3), (0.75, 3), (1.0, 6))
+STAGES = ((0.13, 4), (0.27, 4), (0.5, 4), (1.0, 4), (1.0, 6))
 TOLERANCE = 1e-3
 MAX_MATCHED = 120  # times of a series at which gradients are matched
 SMALLEST_NOISE = 0.01  # of the leading component's sd
@@ -52,17 +52,15 @@ class PathFit:
             vector: Where the fit begins, shape (numbers,).
             sideways: Draws what initial states are jittered by.
         """
-        damping, num_intervals = 1e-2, data.gaps.shape[1]
+        num_intervals = data.gaps.shape[1]
         bar = tqdm(STAGES, desc="start", delay=2, disable=not self.progress)
         for share, most in bar:
             part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
             problem = AmortisedProblem(part, vector, heads, self.jitter * sideways.draw())
             problem = replace(problem, noise=noise_of(problem, vector, self.temper))
             point = Point(vector, vector.new_zeros(0, 1, 1))
-            found = levenberg_marquardt(
-                problem, point, max_iterations=most, tolerance=TOLERANCE, damping=damping
-            )
-            vector, damping = found.point.weights, found.damping
+            found = levenberg_marquardt(problem, point, max_iterations=most, tolerance=TOLERANCE)
+            vector = found.point.weights
             bar.set_postfix(horizon=f"{share:.0%}", cost=f"{found.cost:.4g}", refresh=False)
         return vector
 

@@ -13,8 +13,8 @@ from bayesode.inference.latent_start.principal_components import PrincipalCompon
 from bayesode.inference.latent_start.visible import visible_values
 from bayesode.trajectories import Trajectories
 
-MAX_KNOTS = 30  # of a window: more cost in proportion, and smooth paths say the same again
-NUM_STARTS, LAST_START = 6, 2 / 3  # of windows along a series, and the last one's place
+MAX_KNOTS = 33  # of a window: more cost in proportion, and smooth paths say the same again
+NUM_STARTS, LAST_START = 11, 2 / 3  # of windows along a series, and the last one's place
 
 
 @dataclass(frozen=True, eq=False)
