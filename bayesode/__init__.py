@@ -20,6 +20,7 @@ from bayesode.inference.encoders import GRUEncoder as GRUEncoder
 from bayesode.inference.encoders import LinearEncoder as LinearEncoder
 from bayesode.inference.encoders import LineEncoder as LineEncoder
 from bayesode.inference.encoders import MLPEncoder as MLPEncoder
+from bayesode.inference.encoders import SeriesEffects as SeriesEffects
 from bayesode.inference.encoders import StackedEncoder as StackedEncoder
 from bayesode.inference.encoders import SumEncoder as SumEncoder
 from bayesode.inference.ensemble import Ensemble as Ensemble

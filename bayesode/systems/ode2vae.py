@@ -11,7 +11,12 @@ from torch import nn
 from bayesode.data_checks import as_list, check_from_zero, check_positive, check_size
 from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
-from bayesode.inference.encoders import LineEncoder, StackedEncoder, SumEncoder
+from bayesode.inference.encoders import (
+    LineEncoder,
+    SeriesEffects,
+    StackedEncoder,
+    SumEncoder,
+)
 from bayesode.inference.latent_start import PathFit, PathStart, time_unit_of
 from bayesode.inference.thinning import ThinnedFrames
 from bayesode.models.dynamical import DynamicalModel
@@ -54,8 +59,10 @@ def ode2vae(
     decoder: str = "deterministic",
     temper: float = 12.0,
     jitter: float = 0.2,
+    spread: float = 1.0,
     time_unit: float | None = None,
     scale: float | None = None,
+    series: Sequence[str | int] | None = None,
     verbose: bool = True,
 ) -> tuple[DynamicalModel, AmortizedGuide]:
     """An ODE2VAE: latent positions and velocities, moved by a Bayesian field of accelerations.
@@ -86,10 +93,13 @@ def ode2vae(
             as of the encoder, and forecasts of new series get worse. It divides the likelihood of
             the start and multiplies the KL terms of the fit (`kl_weight`).
         jitter: Of initial states, in sds, during the start.
+        spread: Share of the spread of styles and paces among the series of the fit that new series
+            get; 0 predicts all of them at the typical ones, see `SeriesEffects`.
         time_unit: Unit of the dimensionless time, in that of the data; by default the time in which
             states move by two of their sds.
         scale: Of the values, which the decoder learns in units of it; by default their sd. For a
             saved run, as `time_unit`.
+        series: Labels of the series of the fit, those of `train`; for a saved run, likewise.
         verbose: Print what was composed, and show the start's progress.
 
     Returns:
@@ -128,6 +138,7 @@ def ode2vae(
         "decoder": decoder,
         "temper": temper,
         "jitter": jitter,
+        "spread": spread,
     }
     _check(train, arguments, {"time_unit": time_unit, "scale": scale})
     kind = network_for(network, train.event_shape)
@@ -135,6 +146,7 @@ def ode2vae(
         time_unit = time_unit_of(train, dim_latent)
     if scale is None:
         scale = _spread(train)
+    series = train.series if series is None else series
     units = Units(time_origin=train.start.min().item(), time_unit=time_unit)
     dtype: Any = train.values.dtype  # type: ignore[union-attr]
     model = DynamicalModel(
@@ -147,11 +159,11 @@ def ode2vae(
         units=units,
     ).to(dtype)
     # with what was found in the data: a saved run may hold new series, which tell other numbers
-    found = {"time_unit": time_unit, "scale": scale}
+    found = {"time_unit": time_unit, "scale": scale, "series": list(series)}
     model.recipe = {"system": "ode2vae", "arguments": arguments | found}
     guide = AmortizedGuide(
         model,
-        _encoder(order, dim_latent, dim_style, kind, train, num_frames, time_unit),
+        _encoder(order, dim_latent, dim_style, kind, train, num_frames, time_unit, series, spread),
         start=PathStart(
             PathFit(temper=temper, jitter=jitter, progress=verbose),
             num_frames=num_frames,
@@ -182,7 +194,7 @@ def _check(train: Trajectories, arguments: dict[str, Any], found: dict[str, floa
     if arguments["dim_style"] != 0:
         check_size(dim_style=arguments["dim_style"])
     check_positive(temper=arguments["temper"])
-    check_from_zero(jitter=arguments["jitter"])
+    check_from_zero(jitter=arguments["jitter"], spread=arguments["spread"])
     check_positive(**{name: value for name, value in found.items() if value is not None})
     if arguments["num_frames"] < 2:
         raise DataError("velocities need two frames at least: num_frames=2 or more.")
@@ -242,6 +254,8 @@ def _encoder(
     train: Trajectories,
     num_frames: int,
     time_unit: float,
+    series: Sequence[str | int],
+    spread: float,
 ) -> nn.Module:
     """Positions, velocities and constants, each from an encoder of its own."""
     event, settings = train.event_shape, {"num_frames": num_frames, "time_unit": time_unit}
@@ -251,7 +265,8 @@ def _encoder(
         more = NETWORKS[kind]
         return SumEncoder(line, more[0](event, dim, num_frames=num_frames)) if more else line
 
-    constants = LineEncoder(event, dim_style + 1, clip=CLIP, **settings)
+    read = LineEncoder(event, dim_style + 1, clip=CLIP, **settings)
+    constants = SeriesEffects(read, series, share=spread)
     return StackedEncoder(moving(), moving() if order == 2 else None, constants)
 
 

@@ -140,3 +140,8 @@ class LineEncoder(nn.Module):
         """Encode by standardised features @ matrix' + offset, (dim, 2 features) and (dim,)."""
         self.weight.copy_(matrix)
         self.bias.copy_(offset)
+
+    def hold(self) -> None:
+        """Keep the map as it is: fits move the scale alone."""
+        for parameter in (self.weight, self.bias):
+            parameter.requires_grad_(False)

@@ -130,3 +130,7 @@ class SumEncoder(nn.Module):
         self.base.set_affine(matrix, offset)
         if hasattr(self.residual, "quiet"):
             self.residual.quiet()
+
+    def hold(self) -> None:
+        """As `LineEncoder.hold`, of the base."""
+        self.base.hold()

@@ -82,7 +82,10 @@ class PathStart:
             part.set_features(windows.lines)
         line = LineComponents.of(components, windows.lines)
         with threads_for(windows.components.grid.numel()):
-            data, heads = FitData.of(view, windows.components), self._heads(guide, line, windows)
+            data, heads = (
+                FitData.of(view, windows.components),
+                self._heads(guide, line, windows, train.num_series),
+            )
             size = sum(len(head.mean) for head in heads)
             if data.x0_mean.shape[-1] != size:
                 raise DataError(
@@ -109,20 +112,22 @@ class PathStart:
         self._set_scales(guide, problem, vector, windows)
 
     # ---- the maps to initial states --------------------------------------------------------------
-    def _heads(self, guide: Any, line: LineComponents, windows: Windows) -> list[Head]:
+    def _heads(
+        self, guide: Any, line: LineComponents, windows: Windows, num_series: int
+    ) -> list[Head]:
         """Positions and velocities by components of the line, constants by all its entries."""
         features = line.features(windows.lines)
         own = line.own()[: 1 + hasattr(guide.encoder, "velocity")]
         # in sds of what is read: components of small variance stay as near to their own
         heads = [Head(features, m, MAP_SD * m.sum(-1, keepdim=True)) for m in own]
         if self.constants:
-            heads.append(self._constants(guide, windows))
+            heads.append(self._constants(guide, windows, num_series))
         return heads
 
-    def _constants(self, guide: Any, windows: Windows) -> Head:
+    def _constants(self, guide: Any, windows: Windows, num_series: int) -> Head:
         """What stands still: read off the line, plus what each training series has of its own."""
-        read = guide.encoder.constants.standardised(windows.lines.double())
-        own = torch.nn.functional.one_hot(windows.row).double()
+        read = guide.encoder.constants.encoder.standardised(windows.lines.double())
+        own = torch.nn.functional.one_hot(windows.row, num_series).double()
         parts = ((self.constants, read), (self.effects, own))
         sd = torch.cat([_rows(sds, features) for sds, features in parts], -1)
         return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd)
@@ -158,18 +163,22 @@ class PathStart:
             guide.set_site(DECODER, likelihood.decoder.starting_weights())  # type: ignore
         weights, maps = problem.split(vector)
         parts = list(guide.encoder.children())
-        moving = len(maps) - bool(self.constants)
-        for part, matrix in zip(parts[:moving], maps, strict=False):
+        for part, matrix in zip(parts, maps[: len(maps) - bool(self.constants)], strict=False):
             part.set_affine(*line.affine(matrix))
-        for part, matrix in zip(parts[moving:], maps[moving:], strict=True):
-            read, own = matrix.tensor_split([part.weight.shape[-1]], -1)
-            # a new series is like the typical one: the mean would follow those that are odd
-            part.set_standardised(read, own.median(-1).values)
+            part.hold()  # the ELBO has no prior for it, and would learn series by heart
+        if self.constants:
+            part = guide.encoder.constants
+            read, own = maps[-1].split([part.encoder.weight.shape[-1], train.num_series], -1)
+            part.encoder.set_standardised(read, torch.zeros_like(read[:, 0]))
+            part.encoder.hold()
+            part.set_effects(train, own.mT)
         for site, value in problem.data.field.unpack(weights).items():
             guide.set_site(f"field.{site}", value)
         x0 = problem.start(vector).states[:, 0]
-        sd = x0.square().mean(0).sqrt().clamp_min(SMALLEST_SD)
-        model.initial.set_moments(torch.zeros_like(sd), sd)  # type: ignore[operator]
+        num_moving = x0.shape[-1] - len(self.constants)
+        middle = pad(x0[:, num_moving:].median(0).values, (num_moving, 0))
+        sd = (x0 - middle).square().mean(0).sqrt().clamp_min(SMALLEST_SD)
+        model.initial.set_moments(middle, sd)  # type: ignore[operator]
         set_noise(model, guide, train)
 
     def _set_scales(
@@ -189,11 +198,16 @@ class PathStart:
         for site, scale in scales.items():
             guide.set_site(f"field.{site}", values[site], scale)
         prior = problem.start(vector).states[:, 0].square().mean(0).clamp_min(SMALLEST_SD**2)
-        sd = (torch.cat(by_x0).mean(0) + prior.reciprocal()).rsqrt()
-        for part, own in zip(
-            guide.encoder.children(), sd.split([len(h.mean) for h in problem.heads]), strict=True
-        ):
+        information = torch.cat(by_x0)
+        sd = (information.mean(0) + prior.reciprocal()).rsqrt()
+        parts = list(guide.encoder.children())
+        sizes = [len(head.mean) for head in problem.heads]
+        moving = len(sizes) - bool(self.constants)
+        for part, own in zip(parts[:moving], sd.split(sizes), strict=False):
             part.log_scale.copy_(own.log())
+        if self.constants:
+            every = (information + prior.reciprocal()).rsqrt()[:, -sizes[-1] :]
+            parts[-1].set_scales(windows.row[windows.is_first], every)
 
 
 def _rows(sds: Sequence[float], features: Tensor) -> Tensor:

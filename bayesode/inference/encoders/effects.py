@@ -1,0 +1,127 @@
+"""What series of a fit have of their own beside what an encoder reads off them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from bayesode.data_checks import check_from_zero
+from bayesode.errors import DataError
+from bayesode.inference.encoders.heads import FIRST_LOG_SCALE
+from bayesode.inference.encoders.line import LineEncoder
+from bayesode.trajectories import Trajectories
+
+SAME = 1e-4  # of a standardised feature: what rounding may change of the frames of a series
+ROBUST = 1.4826  # sd of a normal law over its median absolute deviation
+
+
+class SeriesEffects(nn.Module):
+    """Components that a few frames hardly tell: read off as far as they can be, plus an effect.
+
+    A series of the fit has an effect and a scale of its own, learned from all of it. A new series
+    has the median effect, and an uncertainty that is the spread of these: without effects a field
+    bends to the series that are odd, or an encoder learns series by heart. A series is one of the
+    fit if it has a label of it and the same first frames.
+
+    Args:
+        encoder: Reads the components off the first frames.
+        series: Labels of the series of the fit.
+        share: Of the spread that new series get. With 0 all of them are typical: draws lie closer
+            together, and say less of how a new series may differ.
+
+    Raises:
+        DataError: Without series, for an encoder of another kind, or a negative share.
+
+    Source: Random effects with new groups predicted at their population, as in Gelman and Hill
+        (2006), "Data Analysis Using Regression and Multilevel/Hierarchical Models", chapter 12.
+
+    Example:
+        >>> data = Trajectories([0.0, 0.1, 0.2], torch.rand(4, 3, 5))
+        >>> SeriesEffects(LineEncoder((5,), 2), data.series)(data).batch_shape
+        torch.Size([4])
+    """
+
+    seen: Tensor
+    typical: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, encoder: LineEncoder, series: Sequence[str | int], *, share: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_from_zero(share=share)
+        if not hasattr(encoder, "standardised") or len(series) == 0:
+            raise DataError("effects need a LineEncoder, and the labels of the series of the fit.")
+        self.encoder, self.series, self.share = encoder, tuple(series), share
+        num_series, dim = len(self.series), encoder.config["dim"]
+        self.effect = nn.Parameter(torch.zeros(num_series, dim))
+        self.log_scale = nn.Parameter(torch.full((num_series, dim), FIRST_LOG_SCALE))
+        # NaN: before a start no series has been seen, so none has an effect
+        features = encoder.weight.shape[-1]
+        self.register_buffer("seen", torch.full((num_series, features), torch.nan))
+        self.register_buffer("typical", torch.zeros(dim))
+        self.register_buffer("spread", torch.zeros(dim))
+        self._rows = {label: row for row, label in enumerate(self.series)}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        own = {"type": type(self.encoder).__name__, **self.encoder.config}
+        return {"encoder": own, "series": list(self.series), "share": self.share}
+
+    @property
+    def num_frames(self) -> int:
+        """How many first observations are read."""
+        return self.encoder.num_frames
+
+    def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
+        """The law of the components, batch shape (series,)."""
+        features = self.encoder.features(trajectories)
+        rows = [self._rows.get(label, 0) for label in trajectories.series]
+        is_labelled = [label in self._rows for label in trajectories.series]
+        row = torch.tensor(rows, device=features.device)
+        is_same = ((features - self.seen[row]).abs() < SAME).all(-1)  # False for NaN
+        is_own = (is_same & torch.tensor(is_labelled, device=features.device)).unsqueeze(-1)
+        read = features @ self.encoder.weight.mT + self.encoder.bias
+        spread = self.share * self.spread
+        width = (self.encoder.log_scale.mul(2).exp() + spread.square()).sqrt()
+        location = read + torch.where(is_own, self.effect[row], self.typical)
+        scale = torch.where(is_own, self.log_scale[row].exp(), width)
+        return dist.Normal(location, scale).to_event(1)
+
+    def log_scales(self) -> list[nn.Parameter]:
+        """Parameters that are logarithms of scales."""
+        return [self.log_scale, *self.encoder.log_scales()]
+
+    def set_features(self, lines: Tensor) -> None:
+        """As `LineEncoder.set_features`."""
+        self.encoder.set_features(lines)
+
+    @torch.no_grad()
+    def set_effects(self, trajectories: Trajectories, effect: Tensor) -> None:
+        """Give the series of the fit their effects.
+
+        Args:
+            trajectories: The series, in the order of the labels.
+            effect: Shape (series, dim).
+        """
+        self.seen.copy_(self.encoder.features(trajectories))
+        self.effect.copy_(effect)
+        self.typical.copy_(effect.median(0).values)
+        off = (effect - effect.median(0).values).abs()
+        self.spread.copy_(ROBUST * off.median(0).values)
+
+    @torch.no_grad()
+    def set_scales(self, rows: Tensor, scale: Tensor) -> None:
+        """Give some series of the fit their scales, and new ones the read-out's the mean of these.
+
+        Args:
+            rows: Which, shape (rows,).
+            scale: Shape (rows, dim).
+        """
+        self.log_scale[rows] = scale.log().to(self.log_scale)
+        self.encoder.log_scale.copy_(scale.square().mean(0).sqrt().log())
