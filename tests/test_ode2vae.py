@@ -173,16 +173,71 @@ def test_a_start_is_the_same_for_the_same_seed_and_leaves_no_trace():
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
+# ---- what series have of their own ---------------------------------------------------------------
+def paced(rates: list[float], seed: int) -> bo.Trajectories:
+    """Walks at different paces."""
+    base = walks(len(rates), seed=seed, num_frames=400)
+    at = torch.tensor(rates, dtype=DOUBLE)[:, None] * torch.arange(NUM_FRAMES) * 4
+    index = at.round().long()
+    values = base.values[torch.arange(len(rates))[:, None], index]
+    return changed(
+        base, times=torch.arange(NUM_FRAMES, dtype=DOUBLE) * 0.2, values=values, mask=None
+    )
+
+
+def constants(posterior: bo.Posterior, data: bo.Trajectories) -> tuple[Tensor, Tensor]:
+    """Location and scale of the log pace of each series."""
+    law = posterior.guide.encoder(data).base_dist
+    return law.loc[:, -1].detach(), law.scale[:, -1].detach()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_paces_of_the_series_are_found_and_new_ones_get_the_median_and_the_spread(order):
+    rates = [0.25, 0.25, 0.25, 0.27, 0.235, 0.25, 0.26, 0.24]
+    train = paced(rates, 0)
+    posterior = fitted(train, order=order)
+    found, scale = constants(posterior, train)
+    exact = torch.tensor(rates, dtype=DOUBLE).log()
+    assert ((found - found.median()) - (exact - exact.median())).abs().max() < 0.015
+    new, width = constants(posterior, paced([0.25] * 3, 5))
+    torch.testing.assert_close(new, found.median().expand(3), atol=2e-3, rtol=0)
+    assert (width > 2 * scale.median()).all() and (width < 0.1).all()
+    typical = fitted(train, order=order, spread=0.0)
+    assert (constants(typical, paced([0.25] * 3, 5))[1] < width / 2).all()
+
+
+def test_a_label_alone_does_not_make_a_series_one_of_the_fit():
+    train = paced([0.25, 0.25, 0.3, 0.25], 0)
+    posterior = fitted(train)
+    other = changed(paced([0.25] * 4, 3), series=train.series)
+    found = constants(posterior, other)[0]
+    assert found.std() < 1e-3 < constants(posterior, train)[0].std()
+    same = changed(train, series=["a", "b", "c", "d"])
+    assert constants(posterior, same)[0].std() < 1e-3
+
+
+def test_effects_refuse_what_they_cannot_be():
+    line = bo.LineEncoder((3,), 1)
+    for make in (
+        lambda: bo.SeriesEffects(line, []),
+        lambda: bo.SeriesEffects(bo.LinearEncoder((3,), 1), ["a"]),
+        lambda: bo.SeriesEffects(line, ["a"], share=-1.0),
+    ):
+        with pytest.raises(bo.DataError):
+            make()
+
+
 # ---- composition ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "dim"),
     [
-        ({"order": 1}, 3 + 2 + 1),
-        ({"order": 2}, 6 + 2 + 1),
-        ({"dim_style": 0}, 6 + 1),
-        ({"hidden": []}, 6 + 2 + 1),
-        ({"network": "mlp", "decoder": "bayesian"}, 6 + 2 + 1),
-        ({"num_frames": 2}, 6 + 2 + 1),
+        ({"order": 1}, 3 + 1),
+        ({"order": 2}, 6 + 1),
+        ({"order": 1, "dim_style": 2}, 3 + 2 + 1),
+        ({"order": 2, "dim_style": 2}, 6 + 2 + 1),
+        ({"hidden": []}, 6 + 1),
+        ({"network": "mlp", "decoder": "bayesian"}, 6 + 1),
+        ({"num_frames": 2}, 6 + 1),
     ],
 )
 def test_parts_are_as_asked(options, dim):
@@ -204,7 +259,7 @@ def test_videos_are_read_by_convolutions(likelihood):
 
 
 def test_what_was_composed_is_told(capsys):
-    bo.ode2vae(walks(), order=1, dim_latent=2, hidden=[5])
+    bo.ode2vae(walks(), order=1, dim_latent=2, hidden=[5], dim_style=2)
     told = capsys.readouterr().out
     for words in ("order 1 of 6 series", "2 components, 2 constants of style, 1 pace"):
         assert words in told

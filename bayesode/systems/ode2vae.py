@@ -52,7 +52,7 @@ def ode2vae(
     order: int = 2,
     dim_latent: int = 6,
     hidden: Sequence[int] = (24,),
-    dim_style: int = 2,
+    dim_style: int = 0,
     num_frames: int = 3,
     likelihood: str = "gaussian",
     network: str = "none",
@@ -82,7 +82,7 @@ def ode2vae(
         order: 2, or 1 for a field of rates.
         dim_latent: Number of positions.
         hidden: Widths of the field's network beside its linear part; empty for an affine field.
-        dim_style: Constants of a series that the field reads; 0 for none.
+        dim_style: Constants of a series that the field reads, beside its pace.
         num_frames: How many frames are encoded: positions and velocities are read off a line
             through them (the paper's positions read one).
         likelihood: As in `ode_vae`; "gaussian" has a noise scale per channel of vectors.
