@@ -16,7 +16,7 @@ from bayesode.inference.encoders.line import LineEncoder
 from bayesode.trajectories import Trajectories
 
 SAME = 1e-4  # of a standardised feature: what rounding may change of the frames of a series
-ROBUST = 1.4826  # sd of a normal law over its median absolute deviation
+QUARTILES = 1.349  # distance between those of a normal law, in sds
 
 
 class SeriesEffects(nn.Module):
@@ -112,8 +112,8 @@ class SeriesEffects(nn.Module):
         self.seen.copy_(self.encoder.features(trajectories))
         self.effect.copy_(effect)
         self.typical.copy_(effect.median(0).values)
-        off = (effect - effect.median(0).values).abs()
-        self.spread.copy_(ROBUST * off.median(0).values)
+        quartiles = torch.quantile(effect.double(), torch.tensor([0.25, 0.75]).double(), dim=0)
+        self.spread.copy_((quartiles[1] - quartiles[0]) / QUARTILES)
 
     @torch.no_grad()
     def set_scales(self, rows: Tensor, scale: Tensor) -> None:
