@@ -57,7 +57,7 @@ def ode2vae(
     likelihood: str = "gaussian",
     network: str = "none",
     decoder: str = "deterministic",
-    temper: float = 12.0,
+    temper: float = 6.0,
     jitter: float = 0.2,
     spread: float = 1.0,
     time_unit: float | None = None,
