@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from bayesode.tabular import frame
+from benchmarks.gates import Gate
 from benchmarks.records import Record
 from benchmarks.tables import NO, cell
 
@@ -42,31 +43,6 @@ STOCHASTIC = {
 MOST_LOST, CLEAN_BAND = 0.02, (0.85, 0.97)
 WELL_RATIO, WELL_BAND = (0.85, 1.15), (0.85, 0.95)
 MOST_SECONDS, LINEAR = 15.0, 1.2  # of 10 series x 50 times; exponent of the number of times
-
-
-class Gate(NamedTuple):
-    """A number and what it must lie between; a NaN does not."""
-
-    text: str
-    value: float
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def is_accepted(self) -> bool:
-        """Whether the number lies between the limits."""
-        return self.low <= self.value <= self.high
-
-    def __str__(self) -> str:
-        """A line that says what was found and what was wanted."""
-        if self.low == -math.inf:
-            wanted = f"at most {self.high:.3g}"
-        elif self.high == math.inf:
-            wanted = f"at least {self.low:.3g}"
-        else:
-            wanted = f"{self.low:.3g} to {self.high:.3g}"
-        mark = "ok " if self.is_accepted else "NOT"
-        return f"{mark}  {self.text}: {self.value:#.4g} ({wanted})"
 
 
 # ---- what is accepted ----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from bayesode.tabular import frame
-from benchmarks.process_noise_tables import Gate
+from benchmarks.gates import Gate
 from benchmarks.records import Record
 
 COLUMNS = {
