@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bayesode.tabular import frame
+from benchmarks.gates import Gate
 from benchmarks.motion_capture_baselines import NUM_ALIGNED
 from benchmarks.motion_capture_protocol import standard_error
-from benchmarks.gates import Gate
 from benchmarks.records import Record
 
 RULE = ("baseline", f"mean of {NUM_ALIGNED} time-aligned walks")
