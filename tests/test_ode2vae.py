@@ -267,17 +267,59 @@ def test_what_was_composed_is_told(capsys):
         assert words in told
 
 
+# ---- data of every kind --------------------------------------------------------------------------
+def of_unequal_lengths(data: bo.Trajectories) -> bo.Trajectories:
+    count = torch.tensor([30, 20, 12, 30, 25, 4])
+    place = torch.minimum(torch.arange(30), count[:, None] - 1)
+    values = data.values[torch.arange(6)[:, None], place]
+    return changed(data, times=data.times[place], values=values, mask=None, num_times=count)
+
+
+def with_missing_frames(data: bo.Trajectories) -> bo.Trajectories:
+    values = data.values.clone()
+    values[2, 10:14], values[3, 15, 2] = torch.nan, torch.nan
+    return changed(data, values=values, mask=None)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        of_unequal_lengths,
+        with_missing_frames,
+        lambda data: changed(data, values=data.values.float()),
+        lambda data: changed(data, values=(100 * data.values).round().long()),
+        lambda data: changed(data, times=torch.arange(30)),
+    ],
+    ids=["unequal lengths", "missing frames", "float32", "whole", "whole times"],
+)
+def test_series_of_the_fit_are_predicted_from_their_first_frames_whatever_they_are(prepare):
+    data = prepare(walks(num_frames=30))
+    posterior = fitted(data, dim_latent=2, hidden=[4])
+    given = data.until(2.25 * (data.grid[0, 1] - data.grid[0, 0]).item())
+    found = posterior.condition(given).predict(data, num_draws=4, seed=0).signal.mean(0)
+    error = torch.where(data.mask, found - data.values, 0.0)[:, 3:]
+    scale = data.values[0].max() / 7  # the largest number is that of the channel that stands still
+    plain = walks(num_frames=30).values
+    spread = scale * (plain - plain.mean((0, 1))).square().mean().sqrt()
+    assert error.square().mean().sqrt() < 0.5 * spread
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"order": 3}, "order must be one of"),
         ({"order": [2]}, "order must be one of"),
+        ({"order": 2.0}, "order must be a positive whole number"),
+        ({"order": True}, "order must be a positive whole number"),
         ({"dim_latent": 0}, "dim_latent must be a positive whole number"),
         ({"dim_latent": 4}, "vary in 3 directions"),
         ({"dim_style": -1}, "dim_style must be a positive whole number"),
         ({"hidden": [0]}, r"hidden\[0\] must be"),
         ({"num_frames": 1}, "velocities need two frames"),
+        ({"num_frames": 2.5}, "num_frames must be a positive whole number"),
+        ({"num_frames": "3"}, "num_frames must be a positive whole number"),
+        ({"series": ["a", "a"]}, "label 'a' is repeated"),
         ({"num_frames": NUM_FRAMES}, "one more has to be predicted"),
         ({"likelihood": "poisson"}, "likelihood must be one of"),
         ({"network": "lstm"}, "network must be one of"),
@@ -301,6 +343,14 @@ def test_bad_data_are_one_clear_error():
         bo.ode2vae(still, **SMALL)
     with pytest.raises(bo.ShapeError, match="needs images"):
         bo.ode2vae(data, **(SMALL | {"network": "conv"}))
+
+
+def test_a_fit_of_other_series_than_a_model_was_composed_for_is_one_clear_error():
+    data = walks(num_frames=12)
+    model, guide = bo.ode2vae(data, **SMALL)
+    for other in (data.rows([0, 1]), changed(data, series=[f"b{k}" for k in range(6)])):
+        with pytest.raises(bo.DataError, match=r"for the series 'walk 0.0', .* compose it"):
+            bo.fit_svi(model, guide, other, **QUICK)
 
 
 def test_fewer_frames_than_the_encoder_reads_is_one_clear_error(posterior):

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayesode.data_checks import as_list, check_from_zero, check_positive, check_size
+from bayesode.data_checks import (
+    as_list,
+    check_from_zero,
+    check_labels,
+    check_positive,
+    check_size,
+)
 from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
 from bayesode.inference.encoders import (
@@ -146,7 +152,7 @@ def ode2vae(
         time_unit = time_unit_of(train, dim_latent)
     if scale is None:
         scale = _spread(train)
-    series = train.series if series is None else series
+    series = train.series if series is None else check_labels(series, len(as_list(series)))
     units = Units(time_origin=train.start.min().item(), time_unit=time_unit)
     dtype: Any = train.values.dtype  # type: ignore[union-attr]
     model = DynamicalModel(
@@ -190,7 +196,8 @@ def _check(train: Trajectories, arguments: dict[str, Any], found: dict[str, floa
         if arguments[name] not in list(names):  # of a list: what cannot be hashed is unknown too
             raise DataError(f"{name} must be one of {list(names)}, not {arguments[name]!r}.")
     widths = {f"hidden[{k}]": width for k, width in enumerate(arguments["hidden"])}
-    check_size(dim_latent=arguments["dim_latent"], **widths)
+    sizes = {name: arguments[name] for name in ("order", "dim_latent", "num_frames")}
+    check_size(**sizes, **widths)  # order=True and order=2.0 are among the orders
     if arguments["dim_style"] != 0:
         check_size(dim_style=arguments["dim_style"])
     check_positive(temper=arguments["temper"])

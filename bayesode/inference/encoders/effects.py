@@ -108,7 +108,15 @@ class SeriesEffects(nn.Module):
         Args:
             trajectories: The series, in the order of the labels.
             effect: Shape (series, dim).
+
+        Raises:
+            DataError: For other series than those of the labels.
         """
+        if tuple(trajectories.series) != self.series:
+            raise DataError(
+                f"the model was composed for the series {_short(self.series)}, the fit is to "
+                f"{_short(trajectories.series)}: compose it for the data that you fit."
+            )
         self.seen.copy_(self.encoder.features(trajectories))
         self.effect.copy_(effect)
         self.typical.copy_(effect.median(0).values)
@@ -125,3 +133,9 @@ class SeriesEffects(nn.Module):
         """
         self.log_scale[rows] = scale.log().to(self.log_scale)
         self.encoder.log_scale.copy_(scale.square().mean(0).sqrt().log())
+
+
+def _short(labels: Sequence[str | int]) -> str:
+    """The first labels of many."""
+    shown = ", ".join(map(repr, labels[:3]))
+    return f"{shown}, ... ({len(labels)})" if len(labels) > 3 else shown
