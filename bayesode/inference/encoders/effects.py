@@ -34,7 +34,8 @@ class SeriesEffects(nn.Module):
             together, and say less of how a new series may differ.
 
     Raises:
-        DataError: Without series, for an encoder of another kind, or a negative share.
+        DataError: Without series, for a label that comes twice, an encoder of another kind, or a
+            negative share; by `set_effects`, for a series that is none of these.
 
     Source: Random effects with new groups predicted at their population, as in Gelman and Hill
         (2006), "Data Analysis Using Regression and Multilevel/Hierarchical Models", chapter 12.
@@ -56,6 +57,8 @@ class SeriesEffects(nn.Module):
         check_from_zero(share=share)
         if not hasattr(encoder, "standardised") or len(series) == 0:
             raise DataError("effects need a LineEncoder, and the labels of the series of the fit.")
+        if len(set(series)) < len(series):
+            raise DataError(f"labels of series are unique, these are not: {list(series)[:5]}.")
         self.encoder, self.series, self.share = encoder, tuple(series), share
         num_series, dim = len(self.series), encoder.config["dim"]
         self.effect = nn.Parameter(torch.zeros(num_series, dim))
@@ -81,17 +84,21 @@ class SeriesEffects(nn.Module):
     def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
         """The law of the components, batch shape (series,)."""
         features = self.encoder.features(trajectories)
-        rows = [self._rows.get(label, 0) for label in trajectories.series]
-        is_labelled = [label in self._rows for label in trajectories.series]
-        row = torch.tensor(rows, device=features.device)
+        row, is_labelled = self._places(trajectories)
         is_same = ((features - self.seen[row]).abs() < SAME).all(-1)  # False for NaN
-        is_own = (is_same & torch.tensor(is_labelled, device=features.device)).unsqueeze(-1)
+        is_own = (is_same & is_labelled).unsqueeze(-1)
         read = features @ self.encoder.weight.mT + self.encoder.bias
         spread = self.share * self.spread
         width = (self.encoder.log_scale.mul(2).exp() + spread.square()).sqrt()
         location = read + torch.where(is_own, self.effect[row], self.typical)
         scale = torch.where(is_own, self.log_scale[row].exp(), width)
         return dist.Normal(location, scale).to_event(1)
+
+    def _places(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """Rows of series by their labels, 0 for unknown ones, and which are known, (series,)."""
+        rows = [self._rows.get(label, -1) for label in trajectories.series]
+        row = torch.tensor(rows, device=self.effect.device)
+        return row.clamp_min(0), row >= 0
 
     def log_scales(self) -> list[nn.Parameter]:
         """Parameters that are logarithms of scales."""
@@ -102,26 +109,29 @@ class SeriesEffects(nn.Module):
         self.encoder.set_features(lines)
 
     @torch.no_grad()
-    def set_effects(self, trajectories: Trajectories, effect: Tensor) -> None:
-        """Give the series of the fit their effects.
+    def set_effects(self, trajectories: Trajectories, effect: Tensor, scale: Tensor) -> None:
+        """Give the series of the fit their effects, and new ones the median and spread of these.
 
         Args:
-            trajectories: The series, in the order of the labels.
+            trajectories: Series of the fit, all or some; others have no effect.
             effect: Shape (series, dim).
-        """
-        self.seen.copy_(self.encoder.features(trajectories))
-        self.effect.copy_(effect)
-        self.typical.copy_(effect.median(0).values)
-        off = (effect - effect.median(0).values).abs()
-        self.spread.copy_(ROBUST * off.median(0).values)
+            scale: Sds of the components of these series, shape (series, dim). That of the read-out,
+                for new series, is their root mean square.
 
-    @torch.no_grad()
-    def set_scales(self, rows: Tensor, scale: Tensor) -> None:
-        """Give some series of the fit their scales, and new ones the read-out's the mean of these.
-
-        Args:
-            rows: Which, shape (rows,).
-            scale: Shape (rows, dim).
+        Raises:
+            DataError: For a series that is none of the fit.
         """
-        self.log_scale[rows] = scale.log().to(self.log_scale)
+        row, is_known = self._places(trajectories)
+        if not is_known.all():
+            label = trajectories.series[int((~is_known).long().argmax())]
+            raise DataError(
+                f"series {label!r} is none of those whose effects are kept, "
+                f"{list(self.series[:5])}: build the system on the data of the fit."
+            )
+        self.seen[row] = self.encoder.features(trajectories).to(self.seen)
+        self.effect[row] = effect.to(self.effect)
+        self.log_scale[row] = scale.log().to(self.log_scale)
         self.encoder.log_scale.copy_(scale.square().mean(0).sqrt().log())
+        typical = effect.median(0).values
+        self.typical.copy_(typical)
+        self.spread.copy_(ROBUST * (effect - typical).abs().median(0).values)
