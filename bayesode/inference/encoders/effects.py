@@ -104,6 +104,15 @@ class SeriesEffects(nn.Module):
         """Parameters that are logarithms of scales."""
         return [self.log_scale, *self.encoder.log_scales()]
 
+    def row_parameters(self) -> list[nn.Parameter]:
+        """Parameters with a row per series: in a minibatch only those of its series move."""
+        return [self.effect, self.log_scale]
+
+    def rows(self, trajectories: Trajectories) -> Tensor:
+        """Rows of those series that are of the fit, (rows,)."""
+        row, is_known = self._places(trajectories)
+        return row[is_known]
+
     def set_features(self, lines: Tensor) -> None:
         """As `LineEncoder.set_features`."""
         self.encoder.set_features(lines)
