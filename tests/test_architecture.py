@@ -27,7 +27,7 @@ LAYERS = [
     ["distributions"],
     ["models.contracts"],
     ["models.networks"],
-    ["models.modules", "models.frames"],
+    ["models.modules", "models.frames", "models.rescaled"],
     ["models.fields", "models.solvers", "models.likelihoods", "models.initial"],
     ["models.dynamical"],
     ["models"],

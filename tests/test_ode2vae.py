@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bayesode as bo
 from bayesode.inference.encoders.seen import most_frames
+from bayesode.inference.objectives import objective_for
 
 DOUBLE = torch.float64
 NUM_FRAMES = 50
@@ -236,15 +237,18 @@ def test_effects_go_by_label_whatever_series_are_fitted():
         bo.fit_svi(model, guide, changed(some, series=list("abc")), **QUICK)
 
 
-def test_effects_of_series_that_a_step_does_not_see_stay_where_they_are():
-    train = paced([0.25, 0.25, 0.3, 0.27], 0).until(4.0)
-    pair = bo.ode2vae(train, **(SMALL | {"dim_latent": 2, "hidden": []}))
-    found = []
-    for rate in (1e-300, 0.03):
-        options = QUICK | {"batch_size": 2, "num_steps": 1, "learning_rate": {"log_scales": rate}}
-        fit = bo.fit_svi(*pair, train, **options)
-        found.append(fit.guide.encoder.constants.log_scale.detach())
-    assert (found[0] != found[1]).any(-1).sum() == 2
+def test_effects_have_moments_of_their_own_per_row_in_minibatches():
+    train = walks(4, num_frames=8)
+    model, guide = bo.ode2vae(train, **(SMALL | {"dim_latent": 2}))
+    rates = dict.fromkeys(("locations", "log_scales", "networks"), 0.1)
+    optimizers = objective_for(model, guide, is_minibatch=True).optimizers(torch.optim.Adam, rates)
+    constants, sparse = guide.encoder.constants, optimizers[-1]
+    own = {id(p) for group in sparse.param_groups for p in group["params"]}
+    assert isinstance(sparse, torch.optim.SparseAdam)
+    assert own == {id(constants.effect), id(constants.log_scale)}
+    batch = train.rows([2, 0, 1])
+    assert guide.rows(batch).tolist() == [2, 0, 1]
+    assert guide.rows(changed(batch, series=["a", *batch.series[1:]])).tolist() == [0, 1]
 
 
 def test_a_series_of_which_nothing_is_predicted_keeps_the_scale_of_the_prior():
