@@ -184,7 +184,7 @@ def problem_of(data: bo.Trajectories, **options) -> tuple[AmortisedProblem, Tens
         part.set_features(windows.lines)
     line = LineComponents.of(principal_components(data.values, data.mask, 2), windows.lines)
     start = PathStart(PathFit(), constants=(0.1, 0.2), effects=(0.1, 0.1))
-    heads = start._heads(guide, line, windows)
+    heads = start._heads(guide, line, windows, data.num_series)
     fit = FitData.of(view, windows.components)
     torch.manual_seed(1)
     numbers = [0.3 * torch.randn_like(fit.field.mean), *(h.mean.flatten() for h in heads)]
@@ -196,7 +196,7 @@ def problem_of(data: bo.Trajectories, **options) -> tuple[AmortisedProblem, Tens
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_slope_is_that_of_the_log_likelihood_by_backpropagation(order):
-    problem, vector = problem_of(rotating(3, 13), order=order)
+    problem, vector = problem_of(rotating(2, 7), order=order)
     slope = problem.information(vector)[1]
     place = vector.clone().requires_grad_()
     problem.data.measurement.log_prob(problem.path(place), problem.noise).backward()
@@ -205,20 +205,21 @@ def test_the_slope_is_that_of_the_log_likelihood_by_backpropagation(order):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_matrix_is_that_of_the_jacobian_of_all_residuals(order):
-    problem, vector = problem_of(rotating(3, 13), order=order)
+    problem, vector = problem_of(rotating(2, 7), order=order)
     measurement = problem.data.measurement
+
+    root = measurement.information(problem.path(vector), problem.noise).sqrt()
 
     def weighted(v: Tensor) -> Tensor:
         path = problem.path(v)
-        root = measurement.information(path.detach(), problem.noise).sqrt()
         return (root * path).flatten()
 
-    jacobian = torch.autograd.functional.jacobian(weighted, vector)
+    jacobian = torch.func.jacrev(weighted)(vector)
     close(problem.information(vector)[0], jacobian.mT @ jacobian, rtol=1e-8, atol=1e-8)
 
 
 def test_portions_of_series_add_up(monkeypatch):
-    problem, vector = problem_of(rotating(3, 13))
+    problem, vector = problem_of(rotating(2, 7))
     whole = problem.information(vector)
     monkeypatch.setattr("bayesode.inference.latent_start.amortised.MAX_NUMBERS", 1)
     for found, exact in zip(problem.information(vector), whole, strict=True):
@@ -226,12 +227,11 @@ def test_portions_of_series_add_up(monkeypatch):
 
 
 def test_the_prior_counts_in_cost_and_step():
-    problem, vector = problem_of(rotating(3, 13))
-    mean, sd = problem.prior
+    problem, vector = problem_of(rotating(2, 7))
+    mean, _ = problem.prior
     none = vector.new_zeros(0, 1, 1)
     tight = replace(problem, heads=[replace(h, sd=h.sd / 1e3) for h in problem.heads])
     off = Point(vector, none)
-    gap = (((vector - mean) / sd) ** 2).sum() * 0
     for one in (problem, tight):
         m, s = one.prior
         gap = ((vector - m) / s).square().sum()
@@ -298,7 +298,7 @@ def test_scales_of_weights_come_from_the_tempered_information_of_each_frame_once
         guide.warm_start(model, data)
         found[temper] = guide.sites.moments("field.dynamics.paced.linear.weights")[1]
     ratio = found[40.0] / found[10.0]
-    assert (ratio > 1).all() and (ratio < 2.0001).all() and ratio.max() > 1.5
+    close(ratio, torch.full_like(ratio, 2.0), rtol=1e-3, atol=0)  # of a vague prior: the root
 
 
 def test_a_state_of_another_size_than_the_encoder_is_one_clear_error():

@@ -81,3 +81,10 @@ def test_numbers_that_are_not_positive_are_one_clear_error():
     for make in (lambda: bo.ThinnedFrames(0), lambda: bo.ThinnedFrames(2, first=0)):
         with pytest.raises(bo.DataError, match="must be a positive whole number"):
             make()
+
+
+def test_series_that_end_before_the_first_thinned_frame_are_seen_as_they_are():
+    short = bo.Trajectories(torch.arange(4.0), torch.zeros(2, 4, 1))
+    seen = [bo.ThinnedFrames(4, first=3).window(short, offset=k) for k in range(4)]
+    assert [window.trajectories.times.tolist()[3:] for window in seen] == [[3.0], [], [], []]
+    assert [window.weights[0, 3:].tolist() for window in seen] == [[4.0], [], [], []]

@@ -131,12 +131,12 @@ class AmortizedGuide(PyroModule):
         }
 
     def row_parameters(self) -> list[nn.Parameter]:
-        """No parameter belongs to a series."""
-        return []
+        """Parameters with a row per series: those of the encoder, if it has any."""
+        return self.encoder.row_parameters() if hasattr(self.encoder, "row_parameters") else []
 
     def rows(self, trajectories: Trajectories) -> Tensor:
-        """Rows of the series within the data that they are a batch of, (series,)."""
-        return trajectories.index
+        """Rows in these of the series that have one, (rows,)."""
+        return self.encoder.rows(trajectories)
 
     # ---- what posteriors ask of a guide ----------------------------------------------------------
     def predictive(self, model: DynamicalModel, train: Trajectories) -> SolvedPredictive:

@@ -58,7 +58,10 @@ class ThinnedFrames:
         """
         length = batch.grid.shape[-1]
         first = torch.arange(min(self.first, length))
-        index = torch.cat([first, torch.arange(self.first + offset, length, self.every)])
+        begin = self.first + offset
+        # short series: where it begins behind their ends nothing more is seen
+        more = torch.arange(begin, max(begin, length), self.every)
+        index = torch.cat([first, more])
         weights = torch.where(index < self.first, 1.0, float(self.every)).to(batch.values)
         index = index.to(batch.grid.device)
         seen = Trajectories(

@@ -29,7 +29,7 @@ def check_validation(model: DynamicalModel, guide: Any, data: Trajectories) -> N
     Raises:
         DataError: If the guide keeps initial states of its own series, or is a Pyro program.
     """
-    if not hasattr(guide, "posteriors") or guide.row_parameters():
+    if not hasattr(guide, "posteriors") or not hasattr(guide, "condition"):
         raise DataError(
             f"validation= needs a guide that reads x0 off new series, and {type(guide).__name__} "
             "knows those of the fit alone: take AmortizedGuide(model, encoder), or score "

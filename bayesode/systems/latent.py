@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bayesode.data_checks import as_list, check_positive, check_size
+from bayesode.data_checks import as_list, check_positive
 from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.systems.latent_parts import (
     DECODERS,
     LIKELIHOODS,
-    NETWORKS,
+    check_choices,
+    check_sizes,
     decoder_of,
     encoder_of,
     frame_units,
@@ -125,14 +126,8 @@ def ode_vae(
 def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
     if not isinstance(train, Trajectories) or train.num_observed == 0:
         raise DataError("an ODE-VAE needs observed frames, Trajectories with values.")
-    known = {"likelihood": LIKELIHOODS, "network": NETWORKS, "decoder": DECODERS}
-    for name, names in known.items():
-        if arguments[name] not in list(names):  # of a list: what cannot be hashed is unknown too
-            raise DataError(f"{name} must be one of {list(names)}, not {arguments[name]!r}.")
-    widths = {f"hidden[{k}]": width for k, width in enumerate(arguments["hidden"])}
-    check_size(dim_latent=arguments["dim_latent"], **widths)
-    if arguments["dim_content"] != 0:
-        check_size(dim_content=arguments["dim_content"])
+    check_choices(arguments)
+    check_sizes(arguments, "dim_content")
     if arguments["gap"] not in ("auto", None):
         check_positive(gap=arguments["gap"])
 

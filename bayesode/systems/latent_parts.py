@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayesode.errors import ShapeError
+from bayesode.data_checks import check_size
+from bayesode.errors import DataError, ShapeError
 from bayesode.inference.encoders import ConvEncoder, LinearEncoder, MLPEncoder, SumEncoder
 from bayesode.models.fields import BayesianMLP, LinearField, Sum, WithConstants
 from bayesode.models.frames import (
@@ -53,6 +54,30 @@ LIKELIHOODS: dict[str, Callable[[Any, nn.Module], nn.Module]] = {
     "gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(decoder)),
     "clipped_gaussian": lambda part, decoder: GaussianLikelihood(decoder=part(Clipped(decoder))),
 }
+
+
+def check_choices(arguments: dict[str, Any], **more: Sequence[Any]) -> None:
+    """Refuse unknown names of likelihood, network and decoder, and of what else has choices.
+
+    Raises:
+        DataError: With the names that are known.
+    """
+    known = {"likelihood": LIKELIHOODS, "network": NETWORKS, "decoder": DECODERS} | more
+    for name, names in known.items():
+        if arguments[name] not in list(names):  # of a list: what cannot be hashed is unknown too
+            raise DataError(f"{name} must be one of {list(names)}, not {arguments[name]!r}.")
+
+
+def check_sizes(arguments: dict[str, Any], constants: str) -> None:
+    """Refuse sizes that are not positive; the number of constants, by its name, may be 0.
+
+    Raises:
+        DataError: For another size.
+    """
+    widths = {f"hidden[{k}]": width for k, width in enumerate(arguments["hidden"])}
+    check_size(dim_latent=arguments["dim_latent"], **widths)
+    if arguments[constants] != 0:
+        check_size(**{constants: arguments[constants]})
 
 
 def network_for(asked: str, event_shape: Sequence[int]) -> str:

@@ -8,14 +8,14 @@ from bayesode.models.dynamical import DynamicalModel
 from bayesode.plan import FitPlan
 from bayesode.systems.data_space import neural_ode, neural_sde
 from bayesode.systems.latent import ode_vae
-from bayesode.systems.ode2vae import ode2vae
+from bayesode.systems.ode2vae_parts import rebuilt_ode2vae
 from bayesode.trajectories import Trajectories
 
 SYSTEMS = {
     "neural_ode": neural_ode,
     "neural_sde": neural_sde,
     "ode_vae": ode_vae,
-    "ode2vae": ode2vae,
+    "ode2vae": rebuilt_ode2vae,
 }
 
 

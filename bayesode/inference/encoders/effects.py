@@ -34,7 +34,8 @@ class SeriesEffects(nn.Module):
             together, and say less of how a new series may differ.
 
     Raises:
-        DataError: Without series, for an encoder of another kind, or a negative share.
+        DataError: Without series, for a label that comes twice, an encoder of another kind, or a
+            negative share; by `set_effects`, for a series that is none of these.
 
     Source: Random effects with new groups predicted at their population, as in Gelman and Hill
         (2006), "Data Analysis Using Regression and Multilevel/Hierarchical Models", chapter 12.
@@ -56,6 +57,8 @@ class SeriesEffects(nn.Module):
         check_from_zero(share=share)
         if not hasattr(encoder, "standardised") or len(series) == 0:
             raise DataError("effects need a LineEncoder, and the labels of the series of the fit.")
+        if len(set(series)) < len(series):
+            raise DataError(f"labels of series are unique, these are not: {list(series)[:5]}.")
         self.encoder, self.series, self.share = encoder, tuple(series), share
         num_series, dim = len(self.series), encoder.config["dim"]
         self.effect = nn.Parameter(torch.zeros(num_series, dim))
@@ -81,11 +84,9 @@ class SeriesEffects(nn.Module):
     def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
         """The law of the components, batch shape (series,)."""
         features = self.encoder.features(trajectories)
-        rows = [self._rows.get(label, 0) for label in trajectories.series]
-        is_labelled = [label in self._rows for label in trajectories.series]
-        row = torch.tensor(rows, device=features.device)
+        row, is_labelled = self._places(trajectories)
         is_same = ((features - self.seen[row]).abs() < SAME).all(-1)  # False for NaN
-        is_own = (is_same & torch.tensor(is_labelled, device=features.device)).unsqueeze(-1)
+        is_own = (is_same & is_labelled).unsqueeze(-1)
         read = features @ self.encoder.weight.mT + self.encoder.bias
         spread = self.share * self.spread
         width = (self.encoder.log_scale.mul(2).exp() + spread.square()).sqrt()
@@ -93,49 +94,53 @@ class SeriesEffects(nn.Module):
         scale = torch.where(is_own, self.log_scale[row].exp(), width)
         return dist.Normal(location, scale).to_event(1)
 
+    def _places(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """Rows of series by their labels, 0 for unknown ones, and which are known, (series,)."""
+        rows = [self._rows.get(label, -1) for label in trajectories.series]
+        row = torch.tensor(rows, device=self.effect.device)
+        return row.clamp_min(0), row >= 0
+
     def log_scales(self) -> list[nn.Parameter]:
         """Parameters that are logarithms of scales."""
         return [self.log_scale, *self.encoder.log_scales()]
+
+    def row_parameters(self) -> list[nn.Parameter]:
+        """Parameters with a row per series: in a minibatch only those of its series move."""
+        return [self.effect, self.log_scale]
+
+    def rows(self, trajectories: Trajectories) -> Tensor:
+        """Rows of those series that are of the fit, (rows,)."""
+        row, is_known = self._places(trajectories)
+        return row[is_known]
 
     def set_features(self, lines: Tensor) -> None:
         """As `LineEncoder.set_features`."""
         self.encoder.set_features(lines)
 
     @torch.no_grad()
-    def set_effects(self, trajectories: Trajectories, effect: Tensor) -> None:
-        """Give the series of the fit their effects.
+    def set_effects(self, trajectories: Trajectories, effect: Tensor, scale: Tensor) -> None:
+        """Give the series of the fit their effects, and new ones the median and spread of these.
 
         Args:
-            trajectories: The series, in the order of the labels.
+            trajectories: Series of the fit, all or some; others have no effect.
             effect: Shape (series, dim).
+            scale: Sds of the components of these series, shape (series, dim). That of the read-out,
+                for new series, is their root mean square.
 
         Raises:
-            DataError: For other series than those of the labels.
+            DataError: For a series that is none of the fit.
         """
-        if tuple(trajectories.series) != self.series:
+        row, is_known = self._places(trajectories)
+        if not is_known.all():
+            label = trajectories.series[int((~is_known).long().argmax())]
             raise DataError(
-                f"the model was composed for the series {_short(self.series)}, the fit is to "
-                f"{_short(trajectories.series)}: compose it for the data that you fit."
+                f"series {label!r} is none of those whose effects are kept, "
+                f"{list(self.series[:5])}: build the system on the data of the fit."
             )
-        self.seen.copy_(self.encoder.features(trajectories))
-        self.effect.copy_(effect)
-        self.typical.copy_(effect.median(0).values)
-        quartiles = torch.quantile(effect.double(), torch.tensor([0.25, 0.75]).double(), dim=0)
-        self.spread.copy_((quartiles[1] - quartiles[0]) / QUARTILES)
-
-    @torch.no_grad()
-    def set_scales(self, rows: Tensor, scale: Tensor) -> None:
-        """Give some series of the fit their scales, and new ones the read-out's the mean of these.
-
-        Args:
-            rows: Which, shape (rows,).
-            scale: Shape (rows, dim).
-        """
-        self.log_scale[rows] = scale.log().to(self.log_scale)
+        self.seen[row] = self.encoder.features(trajectories).to(self.seen)
+        self.effect[row] = effect.to(self.effect)
+        self.log_scale[row] = scale.log().to(self.log_scale)
         self.encoder.log_scale.copy_(scale.square().mean(0).sqrt().log())
-
-
-def _short(labels: Sequence[str | int]) -> str:
-    """The first labels of many."""
-    shown = ", ".join(map(repr, labels[:3]))
-    return f"{shown}, ... ({len(labels)})" if len(labels) > 3 else shown
+        self.typical.copy_(effect.median(0).values)
+        quartiles = effect.double().quantile(effect.new_tensor([0.25, 0.75]).double(), dim=0)
+        self.spread.copy_((quartiles[1] - quartiles[0]) / QUARTILES)

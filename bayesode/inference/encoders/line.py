@@ -142,6 +142,12 @@ class LineEncoder(nn.Module):
         self.bias.copy_(offset)
 
     def hold(self) -> None:
-        """Keep the map as it is: fits move the scale alone."""
-        for parameter in (self.weight, self.bias):
-            parameter.requires_grad_(False)
+        """Keep the map as it is: fits move the scale alone.
+
+        Weight and bias become buffers; a state dict holds them by the same names.
+        """
+        for name in ("weight", "bias"):
+            value = getattr(self, name).detach()
+            # Not requires_grad_(False): Pyro warns of parameters that it cannot register.
+            delattr(self, name)
+            self.register_buffer(name, value)

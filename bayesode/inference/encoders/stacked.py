@@ -69,6 +69,15 @@ class StackedEncoder(nn.Module):
         parts = [part for part in self.children() if hasattr(part, "log_scales")]
         return [parameter for part in parts for parameter in part.log_scales()]  # type: ignore
 
+    def row_parameters(self) -> list[nn.Parameter]:
+        """Parameters with a row per series, of the constants."""
+        part = getattr(self, "constants", None)
+        return part.row_parameters() if hasattr(part, "row_parameters") else []  # type: ignore
+
+    def rows(self, trajectories: Trajectories) -> Tensor:
+        """Rows in these of the series that have one, (rows,)."""
+        return self.constants.rows(trajectories)  # type: ignore[union-attr, operator]
+
     def set_linear(self, basis: Tensor, mean: Tensor, scale: float) -> None:
         """As `LinearEncoder.set_linear`, of the positions; all else begins near 0, if it can.
 

@@ -26,7 +26,7 @@ class LineComponents:
     @classmethod
     def of(cls, components: PrincipalComponents, lines: Tensor) -> LineComponents:
         """Scaled by levels and slopes (windows, 2 features) of the data."""
-        plain = cls(components, torch.ones(2 * components.dim, dtype=torch.float64))
+        plain = cls(components, components.basis.new_ones(2 * components.dim))
         sd = plain.features(lines)[:, :-1].std(0, correction=0)
         return cls(components, torch.where(sd > 0, sd, 1.0))
 

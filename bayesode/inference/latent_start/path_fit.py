@@ -53,15 +53,17 @@ class PathFit:
             sideways: Draws what initial states are jittered by.
         """
         num_intervals = data.gaps.shape[1]
-        bar = tqdm(STAGES, desc="start", delay=2, disable=not self.progress)
-        for share, most in bar:
-            part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
-            problem = AmortisedProblem(part, vector, heads, self.jitter * sideways.draw())
-            problem = replace(problem, noise=noise_of(problem, vector, self.temper))
-            point = Point(vector, vector.new_zeros(0, 1, 1))
-            found = levenberg_marquardt(problem, point, max_iterations=most, tolerance=TOLERANCE)
-            vector = found.point.weights
-            bar.set_postfix(horizon=f"{share:.0%}", cost=f"{found.cost:.4g}", refresh=False)
+        with tqdm(STAGES, desc="start", delay=2, disable=not self.progress) as bar:
+            for share, most in bar:
+                part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
+                problem = AmortisedProblem(part, vector, heads, self.jitter * sideways.draw())
+                problem = replace(problem, noise=noise_of(problem, vector, self.temper))
+                point = Point(vector, vector.new_zeros(0, 1, 1))
+                found = levenberg_marquardt(
+                    problem, point, max_iterations=most, tolerance=TOLERANCE
+                )
+                vector = found.point.weights
+                bar.set_postfix(horizon=f"{share:.0%}", cost=f"{found.cost:.4g}", refresh=False)
         return vector
 
 

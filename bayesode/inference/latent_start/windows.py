@@ -86,10 +86,12 @@ def _window(
     num_frames: int,
     time_unit: float,
 ) -> tuple[Tensor, ...]:
-    """Of the series that can be read from a frame on: times, states, mask, start, number, lines."""
+    """Of each series that can be read from a frame on, in the order of `Windows.of`."""
     values, is_seen = visible_values(train)
     flat, grid = values.flatten(2).double(), train.grid
-    longest = torch.arange(stride, grid.shape[1], stride)  # from the first frame
+    longest = torch.arange(
+        stride, grid.shape[1], stride, device=grid.device
+    )  # from the first frame
     place = longest + first
     # windows that begin later are shorter: they end in padding
     place = place.clamp_max(place[place < grid.shape[1]].max())
@@ -97,7 +99,7 @@ def _window(
     num_times = (longest + first < train.num_times.unsqueeze(-1)).sum(-1)
     is_usable = is_seen[:, given].all(-1) & is_seen[:, place].any(-1) & (num_times > 0)
     rows = is_usable.nonzero().flatten()
-    is_real = torch.arange(len(place)) < num_times[rows, None]
+    is_real = torch.arange(len(place), device=grid.device) < num_times[rows, None]
     times = grid[rows[:, None], place]
     read = lines(flat[rows, given], (grid[rows, given] - grid[rows, first, None]) / time_unit)
     return (
