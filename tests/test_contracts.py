@@ -141,7 +141,7 @@ PARTS = {
         )
     ),
     "acceleration": lambda: LinearField(1, dim_in=STATE, prior_scale=0.5),
-    "paced": lambda: WithConstants(Paced(BayesianMLP(1, [3], 1)), 1),
+    "paced of parts": lambda: WithConstants(Paced(BayesianMLP(1, [3], 1)), 1),
     "with constants of parts": lambda: WithConstants(BayesianMLP(STATE, [3], 1), 1),
     "physics": physics,
     "physics and network": lambda: Sum(physics=physics(), network=BayesianMLP(STATE, [2], STATE)),
