@@ -14,7 +14,8 @@ Given are 3 frames of a walk, predicted are frames 4 to 300, all 50 channels. Pr
 
 Systems: `ode2vae` (positions and velocities) and `ode-vae` (first order, the same recipe) with as
 many weights in the field. Draws of these differ in pace as the fitted walks do, which three frames
-do not tell; in `*-typical` all have the typical one: other draws, nearly the same mean. Methods:
+do not tell; in `*-typical` all have the typical one: other draws, nearly the same mean; in
+`ode-vae-read` pace and style are read off the frames all the same. Methods:
 `single`, one fit, and `bag`, fits to random 3/4 of the walks (first order: the cheaper one).
 Beside them what needs no model (`baseline`) and what is published (on the `.mat`).
 
@@ -54,6 +55,9 @@ SETTINGS = Settings(
         "ode-vae": System(FIRST, {}),
         "ode2vae-typical": System(SECOND | TYPICAL, {}, ("single",)),
         "ode-vae-typical": System(FIRST | TYPICAL, {}),
+        "ode-vae-read": System(
+            {"order": 1, "hidden": (33,), "dim_style": 2, "constants": "read"}, {}, ("single",)
+        ),
     },
     {"single": single, "bag": partial(bag, num_members=4, fraction=0.75)},
 )

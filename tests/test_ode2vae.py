@@ -215,6 +215,14 @@ def test_paces_of_the_series_are_found_and_new_ones_get_the_median_and_the_sprea
     assert (constants(typical, paced([0.25] * 3, 5))[1] < width / 2).all()
 
 
+def test_constants_that_are_read_are_no_property_of_a_series_of_the_fit():
+    train = paced([0.25, 0.27, 0.23, 0.25], 0)
+    posterior = fitted(train, order=1, constants="read")
+    other = changed(train, series=["a", "b", "c", "d"])
+    found = [constants(posterior, data) for data in (train, other)]
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=0)
+
+
 def test_a_label_alone_does_not_make_a_series_one_of_the_fit():
     train = paced([0.25, 0.25, 0.3, 0.25], 0)
     posterior = fitted(train)
@@ -282,6 +290,7 @@ def test_effects_refuse_what_they_cannot_be():
         ({"order": 1, "dim_style": 2}, 3 + 2 + 1),
         ({"order": 2, "dim_style": 2}, 6 + 2 + 1),
         ({"hidden": []}, 6 + 1),
+        ({"order": 1, "dim_style": 1, "constants": "read"}, 3 + 1 + 1),
         ({"network": "mlp", "decoder": "bayesian"}, 6 + 1),
         ({"num_frames": 2}, 6 + 1),
     ],
@@ -369,6 +378,7 @@ def test_series_of_the_fit_are_predicted_from_their_first_frames_whatever_they_a
         ({"likelihood": "poisson"}, "likelihood must be one of"),
         ({"network": "lstm"}, "network must be one of"),
         ({"decoder": "none"}, "decoder must be one of"),
+        ({"constants": "none"}, "constants must be one of"),
         ({"temper": 0.0}, "temper must be a positive number"),
         ({"jitter": -0.1}, "jitter must be"),
     ],

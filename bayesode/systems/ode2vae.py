@@ -10,7 +10,7 @@ from bayesode.errors import DataError
 from bayesode.inference.amortized import AmortizedGuide
 from bayesode.models.dynamical import DynamicalModel
 from bayesode.systems.latent_parts import check_choices, check_sizes, network_for
-from bayesode.systems.ode2vae_parts import Measured, Settings, compose
+from bayesode.systems.ode2vae_parts import READ_SD, Measured, Settings, compose
 from bayesode.trajectories import Trajectories
 
 
@@ -28,6 +28,7 @@ def ode2vae(
     temper: float = 6.0,
     jitter: float = 0.2,
     spread: float = 1.0,
+    constants: str = "own",
     verbose: bool = True,
 ) -> tuple[DynamicalModel, AmortizedGuide]:
     """An ODE2VAE: latent positions and velocities, moved by a Bayesian field of accelerations.
@@ -60,6 +61,9 @@ def ode2vae(
         jitter: Of initial states, in sds, during the start.
         spread: Share of the spread of styles and paces among the series of the fit that new series
             get; 0 predicts all of them at the typical ones, see `SeriesEffects`.
+        constants: "own": each series of the fit has a pace and a style of its own, and new ones get
+            the typical; "read": all of them have those that are read off their first frames. The
+            first is better by a third in cross-validation over walks of which 3 frames are read.
         verbose: Print what was composed, and show the start's progress.
 
     Returns:
@@ -99,6 +103,7 @@ def ode2vae(
         "temper": temper,
         "jitter": jitter,
         "spread": spread,
+        "constants": constants,
     }
     _check(train, arguments)
     measured = Measured.of(train, dim_latent)
@@ -111,7 +116,7 @@ def ode2vae(
 def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
     if not isinstance(train, Trajectories) or train.num_observed == 0:
         raise DataError("an ODE2VAE needs observed frames, Trajectories with values.")
-    check_choices(arguments, order=(1, 2))
+    check_choices(arguments, order=(1, 2), constants=READ_SD)
     check_sizes(arguments, "dim_style")
     check_size(order=arguments["order"], num_frames=arguments["num_frames"])
     check_positive(temper=arguments["temper"])

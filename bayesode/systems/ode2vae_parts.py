@@ -37,9 +37,8 @@ from bayesode.units import Units
 
 STEP = 0.2  # of RK4, in units of time in which states move by two of their sds
 PRIOR_SCALE = 3.0  # as of fields in data space
-STYLE_SD, STYLE_EFFECT = 0.01, 0.3  # of a read-out from standardised features, of series
-PACE_EFFECT = 0.05
-PACE_SD = 1e-4  # as good as none: linear maps of a few frames do not tell a pace
+READ_SD = {"own": (0.01, 1e-4), "read": (0.01, 0.003)}  # of read-outs of style and pace
+OWN_SD = (0.3, 0.05)  # of styles and paces of series
 CLIP = 5.0  # sds of a feature that styles and paces are read from
 NUM_STEPS, LEARNING_RATE, NETWORK_RATE = 100, 0.02, 1e-4  # the start is close: a short way
 FEWEST_FRAMES = 40  # of a series, from which neighbours say nearly the same
@@ -87,6 +86,7 @@ class Settings:
     temper: float
     jitter: float
     spread: float
+    constants: str
 
 
 def compose(
@@ -164,17 +164,22 @@ def _encoder(made: Settings, event: torch.Size, measured: Measured) -> nn.Module
         return SumEncoder(line, network[0](event, dim, num_frames=num_frames)) if network else line
 
     read = LineEncoder(event, made.dim_style + 1, clip=CLIP, **settings)
-    constants = SeriesEffects(read, measured.series, share=made.spread)
+    is_own = made.constants == "own"
+    constants = SeriesEffects(read, measured.series, share=made.spread) if is_own else read
     return StackedEncoder(moving(), moving() if made.order == 2 else None, constants)
 
 
 def _start(made: Settings, *, progress: bool) -> PathStart:
     """Least squares in the space of principal components."""
+    style, pace = READ_SD[made.constants]
+    is_own, num = made.constants == "own", made.dim_style
+    if is_own and not num:
+        pace = 0.0  # nothing is read: features are columns, and columns are time
     return PathStart(
         PathFit(temper=made.temper, jitter=made.jitter, progress=progress),
         num_frames=made.num_frames,
-        constants=[STYLE_SD] * made.dim_style + [PACE_SD if made.dim_style else 0.0],
-        effects=[STYLE_EFFECT] * made.dim_style + [PACE_EFFECT],
+        constants=[style] * num + [pace],
+        effects=[OWN_SD[0]] * num + [OWN_SD[1]] if is_own else (),
     )
 
 

@@ -77,6 +77,11 @@ class SeriesEffects(nn.Module):
         return {"encoder": own, "series": list(self.series), "share": self.share}
 
     @property
+    def reader(self) -> LineEncoder:
+        """What reads the features."""
+        return self.encoder
+
+    @property
     def num_frames(self) -> int:
         """How many first observations are read."""
         return self.encoder.num_frames

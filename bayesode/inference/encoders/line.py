@@ -111,6 +111,11 @@ class LineEncoder(nn.Module):
         """Features of levels and slopes (series, 2 features)."""
         return ((lines - self.shift) * self.gain).clamp(-self.clip, self.clip)
 
+    @property
+    def reader(self) -> LineEncoder:
+        """What reads the features: itself."""
+        return self
+
     def log_scales(self) -> list[nn.Parameter]:
         """Parameters that are logarithms of scales."""
         return [self.log_scale]

@@ -104,11 +104,18 @@ class PathFound:
     def _put_constants(self, guide: Any, train: Trajectories, information: Tensor) -> None:
         """The read-out of constants, and what each series has beside it."""
         part, matrix = guide.encoder.constants, self.problem.split(self.vector)[1][-1]
-        read, own = matrix.split([matrix.shape[-1] - train.num_series, train.num_series], -1)
-        whole = pad(read, (0, part.encoder.weight.shape[-1] - read.shape[-1]))  # 0 without read-out
-        part.encoder.set_standardised(whole, torch.zeros_like(whole[:, 0]))
-        part.encoder.hold()
+        has_effects = hasattr(part, "set_effects")
+        num_read = matrix.shape[-1] - train.num_series * has_effects
+        read, own = matrix.tensor_split([num_read], -1)
+        # 0 without read-out
+        whole = pad(read, (0, part.reader.weight.shape[-1] - num_read))
+        part.reader.set_standardised(whole, torch.zeros_like(whole[:, 0]))
+        part.reader.hold()
         # a series without a window, so short that nothing follows what is read: the prior alone
         every = self._prior.expand(train.num_series, -1).clone()
         every[self.windows.row[self.windows.is_first]] += information
-        part.set_effects(train, own.mT, every.rsqrt()[:, -self.num_constants :])
+        scale = every.rsqrt()[:, -self.num_constants :]
+        if has_effects:
+            part.set_effects(train, own.mT, scale)
+        else:
+            part.log_scale.copy_(scale.square().mean(0).sqrt().log())

@@ -60,7 +60,8 @@ class PathStart:
             standardised features, one for each. Small ones: a few frames hardly tell how a series
             differs from others. All 0: there is no read-out.
         effects: Of the constants the prior sd of what a training series has beyond its read-out:
-            nothing that a new series could have, but field and read-out need not bend to it.
+            nothing that a new series could have, but field and read-out need not bend to it. Empty
+            for an encoder without `SeriesEffects`.
     """
 
     fit: PathFit
@@ -133,13 +134,14 @@ class PathStart:
 
     def _constants(self, guide: Any, windows: Windows, num_series: int) -> Head:
         """What stands still: read off the line, plus what each training series has of its own."""
-        read = guide.encoder.constants.encoder.standardised(windows.lines.double())
+        read = guide.encoder.constants.reader.standardised(windows.lines.double())
         if not any(self.constants):  # thousands of columns that stay at 0 would take all the time
             read = read[:, :0]
         own = torch.nn.functional.one_hot(windows.row, num_series).double()
-        parts = ((self.constants, read), (self.effects, own))
+        parts = [(self.constants, read), *([(self.effects, own)] if self.effects else [])]
         sd = torch.cat([_rows(sds, features) for sds, features in parts], -1)
-        return Head(torch.cat([read, own], -1), torch.zeros_like(sd), sd)
+        features = torch.cat([columns for _, columns in parts], -1)
+        return Head(features, torch.zeros_like(sd), sd)
 
     def _sideways(self, line: LineComponents, windows: Windows, heads: Sequence[Head]) -> Sideways:
         """Noise across the speed that is seen; constants have none."""
