@@ -116,7 +116,7 @@ def ode2vae(
 def _check(train: Trajectories, arguments: dict[str, Any]) -> None:
     if not isinstance(train, Trajectories) or train.num_observed == 0:
         raise DataError("an ODE2VAE needs observed frames, Trajectories with values.")
-    check_choices(arguments, order=(1, 2), constants=READ_SD)
+    check_choices(arguments, order=(1, 2), constants=list(READ_SD))
     check_sizes(arguments, "dim_style")
     check_size(order=arguments["order"], num_frames=arguments["num_frames"])
     check_positive(temper=arguments["temper"])
