@@ -56,7 +56,9 @@ SETTINGS = Settings(
         "ode2vae-typical": System(SECOND | TYPICAL, {}, ("single",)),
         "ode-vae-typical": System(FIRST | TYPICAL, {}),
         "ode-vae-read": System(
-            {"order": 1, "hidden": (33,), "dim_style": 2, "constants": "read"}, {}, ("single",)
+            {"order": 1, "hidden": (33,), "dim_style": 2, "constants": "read", "temper": 25.0},
+            {},
+            ("single",),
         ),
     },
     {"single": single, "bag": partial(bag, num_members=4, fraction=0.75)},
