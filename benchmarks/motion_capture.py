@@ -104,7 +104,7 @@ def runs(options: argparse.Namespace, settings: Settings, files: list[str]) -> I
             for name in BASELINES:
                 yield Run("baseline", name, file, protocol, None)
             for seed in options.seeds:
-                for system in options.system:
+                for system in (name for name in options.system if name in settings.systems):
                     own = settings.systems[system].methods
                     for method in (m for m in options.method if m in own):
                         yield Run(system, method, file, protocol, seed)
