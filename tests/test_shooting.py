@@ -93,7 +93,7 @@ def test_a_shorter_horizon_has_the_same_path_and_data(data):
 
 def test_one_series_alone_has_the_same_sensitivities(data):
     point = Point(TRUE, X0.unsqueeze(1))
-    alone = data.rows(1).sensitivities(Point(TRUE, X0[1:2].unsqueeze(1)))
+    alone = data.rows(slice(1, 2)).sensitivities(Point(TRUE, X0[1:2].unsqueeze(1)))
     for own, all_ in zip(alone, data.sensitivities(point), strict=True):
         torch.testing.assert_close(own[0], all_[1])
 
