@@ -30,8 +30,9 @@ def check_validation(model: DynamicalModel, guide: Any, data: Trajectories) -> N
         DataError: If the guide keeps initial states of its own series, or is a Pyro program.
     """
     # rows of effects are beside what is encoded, rows of initial states in its place
-    is_table = hasattr(guide, "posteriors") and guide.row_parameters()
-    if not hasattr(guide, "posteriors") or (is_table and not hasattr(guide, "condition")):
+    if not hasattr(guide, "posteriors") or (
+        guide.row_parameters() and not hasattr(guide, "condition")
+    ):
         raise DataError(
             f"validation= needs a guide that reads x0 off new series, and {type(guide).__name__} "
             "knows those of the fit alone: take AmortizedGuide(model, encoder), or score "

@@ -92,7 +92,7 @@ class SeriesEffects(nn.Module):
         row, is_labelled = self._places(trajectories)
         is_same = ((features - self.seen[row]).abs() < SAME).all(-1)  # False for NaN
         is_own = (is_same & is_labelled).unsqueeze(-1)
-        read = features @ self.encoder.weight.mT + self.encoder.bias
+        read = self.encoder.read(features)
         spread = self.share * self.spread
         width = (self.encoder.log_scale.mul(2).exp() + spread.square()).sqrt()
         location = read + torch.where(is_own, self.effect[row], self.typical)

@@ -97,8 +97,12 @@ class LineEncoder(nn.Module):
 
     def forward(self, trajectories: Trajectories) -> dist.TorchDistribution:
         """The law of the components, batch shape (series,)."""
-        mean = self.features(trajectories) @ self.weight.mT + self.bias
+        mean = self.read(self.features(trajectories))
         return dist.Normal(mean, self.log_scale.exp()).to_event(1)
+
+    def read(self, features: Tensor) -> Tensor:
+        """The components that standardised features tell, shape (series, dim)."""
+        return features @ self.weight.mT + self.bias
 
     def features(self, trajectories: Trajectories) -> Tensor:
         """Standardised levels and slopes, shape (series, 2 features)."""
