@@ -56,8 +56,8 @@ class PathFit:
         with tqdm(STAGES, desc="start", delay=2, disable=not self.progress) as bar:
             for share, most in bar:
                 part = data.until(min(num_intervals, max(2, math.ceil(share * num_intervals))))
-                problem = AmortisedProblem(part, vector, heads, self.jitter * sideways.draw())
-                problem = replace(problem, noise=noise_of(problem, vector, self.temper))
+                offset = self.jitter * sideways.draw()
+                problem = at_residuals(part, heads, offset, vector, self.temper)
                 point = Point(vector, vector.new_zeros(0, 1, 1))
                 found = levenberg_marquardt(
                     problem, point, max_iterations=most, tolerance=TOLERANCE
@@ -88,6 +88,14 @@ class Sideways:
         along = torch.where(is_free, self.motion / self.sd, 0.0)
         along = torch.nn.functional.normalize(along, dim=-1)
         return self.sd * (noise - (noise * along).sum(-1, keepdim=True) * along)
+
+
+def at_residuals(
+    data: FitData, heads: Sequence[Head], offset: Tensor, vector: Tensor, temper: float = 1.0
+) -> AmortisedProblem:
+    """The fit with the noise that residuals at a point have, see `noise_of`."""
+    problem = AmortisedProblem(data, data.measurement.sites.mean, heads, offset)
+    return replace(problem, noise=noise_of(problem, vector, temper))
 
 
 def noise_of(problem: AmortisedProblem, vector: Tensor, temper: float = 1.0) -> Tensor:

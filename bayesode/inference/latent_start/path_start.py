@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bayesode.errors import DataError
-from bayesode.inference.latent_start.amortised import AmortisedProblem, Head
+from bayesode.inference.latent_start.amortised import Head
 from bayesode.inference.latent_start.line_components import LineComponents
 from bayesode.inference.latent_start.path_fit import (
     PathFit,
     Sideways,
-    noise_of,
+    at_residuals,
     smoothed_states,
 )
 from bayesode.inference.latent_start.path_found import PathFound
@@ -95,8 +95,7 @@ class PathStart:
             share = (windows.components.mask[..., 0].sum() / is_seen.sum()).item()  # type: ignore
             fit = replace(self.fit, temper=self.fit.temper * share)
             vector = fit.run(data, heads, vector, self._sideways(line, windows, heads))
-            problem = AmortisedProblem(data, vector, heads, torch.zeros_like(data.x0_mean))
-            problem = replace(problem, noise=noise_of(problem, vector))
+            problem = at_residuals(data, heads, torch.zeros_like(data.x0_mean), vector)
         found = PathFound(line, windows, problem, vector, len(self.constants), self.fit.temper)
         found.put(model, guide, train)
 
